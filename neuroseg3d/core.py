@@ -104,13 +104,26 @@ SCHEMAS: dict[str, Schema] = {s.name: s for s in (
 )}
 
 # %% ../nbs/00_core.ipynb #62717f25
+_LABEL_KEYS = {'edema': Label.EDEMA, 'non_enhancing': Label.NON_ENHANCING, 'enhancing': Label.ENHANCING}
+
+
 def get_schema(
-    name: str,  # a key of `SCHEMAS`
+    name: str,  # a key of `SCHEMAS`, or one spelt out such as 'edema=1,enhancing=2'
 ) -> Schema:
     "The schema of that name; an unknown one is an error that lists what there is."
-    if name not in SCHEMAS:
-        raise InputError(f'unknown label schema {name!r}; expected one of {", ".join(SCHEMAS)}')
-    return SCHEMAS[name]
+    if name in SCHEMAS:
+        return SCHEMAS[name]
+    if '=' not in name:
+        raise InputError(f'unknown label schema {name!r}; expected one of {", ".join(SCHEMAS)}, '
+                         'or ids by label such as edema=1,enhancing=2')
+    ids = {Label.BACKGROUND: 0}
+    for pair in name.split(','):
+        key, _, number = pair.strip().partition('=')
+        if key not in _LABEL_KEYS or not number.isdigit() or not 0 < int(number) < 256 or int(number) in ids.values():
+            raise InputError(f'label schema {name!r}: cannot read {pair.strip()!r}; expected a distinct id from 1 to 255 '
+                             f'for each of {", ".join(_LABEL_KEYS)}')
+        ids[_LABEL_KEYS[key]] = int(number)
+    return Schema(name, ids)
 
 
 def to_canonical(
@@ -138,10 +151,12 @@ def from_canonical(
     label: np.ndarray,  # canonical ids, any shape
     schema: str,  # the schema wanted
 ) -> np.ndarray:  # ids in that schema, uint8, same shape
-    "Canonical ids to the ids of a schema."
-    table = np.zeros(len(Label), dtype=np.uint8)
-    for canonical, i in get_schema(schema).ids.items():
-        table[canonical] = i
+    "Canonical ids to the ids of a schema; a label that the schema has no id for is an error."
+    ids = get_schema(schema).ids
+    lacking = [LABEL_NAMES[k] for k in Label if k not in ids and (label == k).any()]
+    if lacking:
+        raise InputError(f'label schema {schema!r} has no id for {", ".join(lacking)}')
+    table = np.array([ids.get(k, 0) for k in Label], dtype=np.uint8)
     return table[np.asarray(label)]
 
 # %% ../nbs/00_core.ipynb #23e6583c
