@@ -36,20 +36,18 @@ def requirements() -> list[str]:
 def closure(names: list[str]) -> dict[str, metadata.Distribution]:
     "Distributions that the requirements need, transitively, in this environment."
     found: dict[str, metadata.Distribution] = {}
-    todo = [Requirement(n) for n in names]
+    todo, seen = [Requirement(n) for n in names], set()
+    todo = [r for r in todo if not r.marker or r.marker.evaluate()]
     while todo:
         need = todo.pop()
-        name = norm(need.name)
-        extras = need.extras or {''}
-        if need.marker and not any(need.marker.evaluate({'extra': e}) for e in extras):
+        key = (norm(need.name), frozenset(need.extras))
+        if key in seen:
             continue
-        if name not in found:
-            found[name] = metadata.distribution(need.name)
-            for text in found[name].requires or []:
-                child = Requirement(text)
-                if not child.marker or any(child.marker.evaluate({'extra': e}) for e in extras):
-                    child.marker = None
-                    todo.append(child)
+        seen.add(key)
+        found[key[0]] = metadata.distribution(need.name)
+        for child in map(Requirement, found[key[0]].requires or []):
+            if not child.marker or any(child.marker.evaluate({'extra': e}) for e in need.extras or {''}):
+                todo.append(child)
     return found
 
 

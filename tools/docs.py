@@ -1,11 +1,11 @@
 """Build the documentation site: notebooks -> _proc (pages without plumbing) -> _docs (HTML).
 
-    python tools/site.py                  # with smalldocs (pure Python), if anything has changed
-    python tools/site.py --force          # in any case
-    python tools/site.py --quarto         # with Quarto, where it is installed
+    python tools/docs.py                  # with smalldocs (pure Python), if anything has changed
+    python tools/docs.py --force          # in any case
+    python tools/docs.py --quarto         # with Quarto, where it is installed
 
-The notebooks are not run. Their stored outputs are shown; what the package exports is described from the package itself
-(nbdev's `show_doc`), and its source lies folded below. plotly figures are stored as data (`application/vnd.plotly.v1+json`);
+Nothing is run: a page shows a notebook's prose, code and stored outputs. What is exported gets a heading of its own, to
+link to; private helpers are folded; plumbing is left out. plotly figures are stored as data (`application/vnd.plotly.v1+json`):
 here they become divs, and plotly.js is put beside the pages once, so that they draw without a network.
 """
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import ast
 import hashlib
 import html
-import importlib
 import json
 import re
 import shutil
@@ -22,12 +21,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
+from refresh import NBS, ROOT, settings
 
-from refresh import settings  # noqa: E402
-
-NBS, PROC, DOCS = ROOT / 'nbs', ROOT / '_proc', ROOT / '_docs'
+PROC, DOCS = ROOT / '_proc', ROOT / '_docs'
 PLOTLY = 'application/vnd.plotly.v1+json'
 PACKAGE = settings()['lib_name']
 LOCAL_DIRECTIVES = ('hide', 'default_exp')
@@ -67,28 +63,31 @@ def page_name(path: Path) -> str:
 
 # ---- what the package exports, and on which page
 
-def public_names(source: str) -> list[str]:
-    "Public functions and classes that a piece of code defines."
-    body = ast.parse(source).body
-    return [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+DEFINITION = (ast.FunctionDef, ast.ClassDef)
 
 
-def symbol_pages() -> dict[str, str]:
-    "Public name -> the notebook that documents it; a name that two notebooks define belongs to neither."
-    pages: dict[str, str] = {}
+def is_public(node: ast.stmt) -> bool:
+    "Whether a statement defines a public function or class."
+    return isinstance(node, DEFINITION) and not node.name.startswith('_')
+
+
+def symbol_pages() -> dict[str, tuple[str, str]]:
+    "Public name -> the notebook that defines it and its docstring; a name that two notebooks define belongs to neither."
+    found: dict[str, tuple[str, str]] = {}
     for path in sorted(NBS.glob('*.ipynb')):
         for cell in read(path)['cells']:
             if cell['cell_type'] == 'code' and 'export' in directives(cell['source']):
-                for name in public_names(cell['source']):
-                    pages[name] = '' if name in pages else path.name
-    return {name: page for name, page in pages.items() if page}
+                for node in filter(is_public, ast.parse(cell['source']).body):
+                    doc = (ast.get_docstring(node) or '').split('\n')[0]
+                    found[node.name] = ('', '') if node.name in found else (path.name, doc)
+    return {name: entry for name, entry in found.items() if entry[0]}
 
 
-def link_names(text: str, pages: dict[str, str], here: str) -> str:
+def link_names(text: str, pages: dict[str, tuple[str, str]], here: str) -> str:
     "Make each public name in backticks a link to where it is documented (code blocks, headings and links are left alone)."
     def link(match: re.Match) -> str:
         name = match.group(1).split('(')[0]
-        page = pages.get(name)
+        page = pages.get(name, [''])[0]
         return f'[{match.group(0)}]({"" if page == here else page}#{name.lower()})' if page else match.group(0)
 
     parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\))', text, flags=re.MULTILINE | re.DOTALL)
@@ -110,31 +109,39 @@ def front_matter(text: str) -> list[dict]:
     return [{'cell_type': 'raw', 'metadata': {}, 'source': f'---\n{meta}---'}, markdown(rest)]
 
 
-def describe(module: str, name: str) -> str:
-    "Signature, docstring and table of parameters of something public, as Markdown."
-    from nbdev.showdoc import BasicMarkdownRenderer
-    shown = getattr(importlib.import_module(f'{PACKAGE}.{module}'), name)
-    text = BasicMarkdownRenderer(shown)._repr_markdown_()
-    text = re.sub(r'^---\n\n', '', text)
-    return re.sub(rf'^### {name}$', f'### {name} {{#{name.lower()} .api}}', text, flags=re.MULTILINE)
+def kind(node: ast.stmt) -> str:
+    "What a statement is to a reader."
+    if isinstance(node, DEFINITION):
+        return node.name if is_public(node) else '_'
+    imports = isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test)
+    return 'import' if imports else 'value'
 
 
-def is_imports(source: str) -> bool:
-    "Whether code does nothing but import."
-    body = ast.parse(source).body
-    plain = (ast.Import, ast.ImportFrom, ast.Expr)
-    return all(isinstance(n, plain) or isinstance(n, ast.If) and all(isinstance(m, plain) for m in n.body) for n in body)
+def chunks(source: str) -> list[tuple[str, str]]:
+    "Code cut into pairs (kind, text): each public definition alone, helpers together, values together."
+    lines, out, start = source.split('\n'), [], 0
+    for node in ast.parse(source).body:
+        text = '\n'.join(lines[start:node.end_lineno]).strip('\n')
+        start = node.end_lineno
+        if out and out[-1][0] == kind(node) and not is_public(node):
+            text = out.pop()[1] + '\n\n' * (2 if kind(node) == '_' else 1) + text
+        out.append((kind(node), text))
+    return out
 
 
-def exported(cell: dict, module: str) -> list[dict]:
-    "An exported cell: what it defines, described, and its source, folded where it holds more than constants."
-    source = without_directives(cell['source'])
-    if not source or is_imports(source):
-        return []
-    described = [markdown(describe(module, name)) for name in public_names(source)]
-    defines = any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in ast.parse(source).body)
-    fold = '#| code-fold: true\n#| code-summary: "Source"\n' if defines else ''
-    return [*described, {**cell, 'source': fold + source}]
+def exported(cell: dict) -> list[dict]:
+    "An exported cell: a heading for each public definition, private helpers folded, imports left out."
+    out: list[dict] = []
+    for name, text in chunks(without_directives(cell['source'])):
+        if name == 'import':
+            continue
+        if name not in ('value', '_'):
+            out.append(markdown(f'### {name} {{#{name.lower()} .api}}'))
+        fold = '#| code-fold: true\n#| code-summary: "Helpers"\n' if name == '_' else ''
+        out.append({**cell, 'source': fold + text, 'outputs': []})
+    if out:
+        out[-1]['outputs'] = cell.get('outputs', [])
+    return out
 
 
 def plotly_div(figure: dict, name: str, first: bool) -> str:
@@ -158,11 +165,10 @@ def with_plotly(cell: dict, name: str, first: bool) -> bool:
     return found
 
 
-def page(path: Path, pages: dict[str, str]) -> dict:
+def page(path: Path, pages: dict[str, tuple[str, str]]) -> dict:
     "A notebook as a page: no plumbing, what it exports described, figures that draw."
     notebook = read(path)
-    module, cells, figures = module_name(notebook), [], False
-    cells += front_matter(notebook['cells'][0]['source'])
+    cells, figures = front_matter(notebook['cells'][0]['source']), False
     for n, cell in enumerate(notebook['cells'][1:], 1):
         if cell['cell_type'] == 'markdown':
             cells.append({**cell, 'source': link_names(cell['source'], pages, path.name)})
@@ -171,24 +177,22 @@ def page(path: Path, pages: dict[str, str]) -> dict:
         if any(m.split()[0] in LOCAL_DIRECTIVES for m in marks):
             continue
         figures |= with_plotly(cell, f'figure-{n}', not figures)
-        cells += exported(cell, module) if 'export' in marks else [{**cell, 'source': without_directives(cell['source'])}]
+        cells += exported(cell) if 'export' in marks else [{**cell, 'source': without_directives(cell['source'])}]
     for i, cell in enumerate(cells):
         cell['id'] = f'cell-{i}'
     return {**notebook, 'cells': cells, 'nbformat': 4, 'nbformat_minor': 5}
 
 
-def reference(pages: dict[str, str]) -> str:
+def reference(pages: dict[str, tuple[str, str]]) -> str:
     "The index of everything public, by module."
     lines = ['---', 'title: "Everything by name"', 'subtitle: "Every public function and class, with the page that explains it"', '---', '']
     for path in sorted(NBS.glob('*.ipynb')):
         module = module_name(read(path))
-        names = [n for n, p in pages.items() if p == path.name]
-        if not module or not names:
+        mine = {name: doc for name, (page_, doc) in pages.items() if page_ == path.name}
+        if not mine:
             continue
-        loaded = importlib.import_module(f'{PACKAGE}.{module}')
         lines += [f'## {PACKAGE}.{module}', '', f'[{page_name(path)}]({path.name})', '', '| name | what it is |', '|---|---|']
-        for name in names:
-            doc = (getattr(loaded, name).__doc__ or '').strip().split('\n')[0].replace('|', '\\|')
+        for name, doc in mine.items():
             lines.append(f'| [`{name}`]({path.name}#{name.lower()}) | {html.escape(doc, quote=False)} |')
         lines.append('')
     return '\n'.join(lines)
