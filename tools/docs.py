@@ -19,8 +19,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from refresh import NBS, ROOT, settings
 
 PROC, DOCS = ROOT / '_proc', ROOT / '_docs'
@@ -83,15 +85,30 @@ def symbol_pages() -> dict[str, tuple[str, str]]:
     return {name: entry for name, entry in found.items() if entry[0]}
 
 
+def prose(text: str, change: Callable[[str], str]) -> str:
+    "Change Markdown, but no code block, heading, link or picture in it."
+    parts = re.split(r'(^```.*?^```|^#.*?$|!?\[[^\]]*\]\([^)]*\))', text, flags=re.MULTILINE | re.DOTALL)
+    return ''.join(p if i % 2 else change(p) for i, p in enumerate(parts))
+
+
 def link_names(text: str, pages: dict[str, tuple[str, str]], here: str) -> str:
-    "Make each public name in backticks a link to where it is documented (code blocks, headings and links are left alone)."
+    "Make each public name in backticks a link to where it is documented."
     def link(match: re.Match) -> str:
         name = match.group(1).split('(')[0]
         page = pages.get(name, [''])[0]
         return f'[{match.group(0)}]({"" if page == here else page}#{name.lower()})' if page else match.group(0)
+    return prose(text, lambda part: re.sub(r'(?<!`)`(\w+(?:\(\))?)`(?!`)', link, part))
 
-    parts = re.split(r'(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\))', text, flags=re.MULTILINE | re.DOTALL)
-    return ''.join(p if i % 2 else re.sub(r'(?<!`)`(\w+(?:\(\))?)`(?!`)', link, p) for i, p in enumerate(parts))
+
+def formulas(text: str) -> str:
+    "TeX between dollars as MathML, which browsers draw by themselves."
+    def mathml(match: re.Match) -> str:
+        code, display, inline = match.groups()
+        if code:
+            return code
+        return f'`{convert(display or inline, display="block" if display else "inline")}`{{=html}}'
+    pattern = r'(`[^`]*`)|\$\$(.+?)\$\$|\$(?=\S)([^$\n]*?\S)\$(?!\d)'
+    return prose(text, lambda part: re.sub(pattern, mathml, part, flags=re.DOTALL))
 
 
 # ---- cells of a page
@@ -169,9 +186,10 @@ def page(path: Path, pages: dict[str, tuple[str, str]]) -> dict:
     "A notebook as a page: no plumbing, what it exports described, figures that draw."
     notebook = read(path)
     cells, figures = front_matter(notebook['cells'][0]['source']), False
+    cells[1]['source'] = link_names(formulas(cells[1]['source']), pages, path.name)
     for n, cell in enumerate(notebook['cells'][1:], 1):
         if cell['cell_type'] == 'markdown':
-            cells.append({**cell, 'source': link_names(cell['source'], pages, path.name)})
+            cells.append({**cell, 'source': link_names(formulas(cell['source']), pages, path.name)})
             continue
         marks = directives(cell['source'])
         if any(m.split()[0] in LOCAL_DIRECTIVES for m in marks):
