@@ -106,8 +106,8 @@ def formulas(text: str) -> str:
         code, display, inline = match.groups()
         if code:
             return code
-        return f'`{convert(display or inline, display="block" if display else "inline")}`{{=html}}'
-    pattern = r'(`[^`]*`)|\$\$(.+?)\$\$|\$(?=\S)([^$\n]*?\S)\$(?!\d)'
+        return convert(display or inline, display='block' if display else 'inline')
+    pattern = r'(`[^`]*`)|\$\$(.+?)\$\$|(?<!\\)\$(?=\S)([^$`\n]*?\S)\$(?!\d)'
     return prose(text, lambda part: re.sub(pattern, mathml, part, flags=re.DOTALL))
 
 
@@ -246,6 +246,9 @@ def render(quarto: bool) -> list[str]:
         warnings = build(PROC, quiet=True).warnings
     shutil.rmtree(DOCS, ignore_errors=True)
     shutil.move(PROC / '_docs', DOCS)
+    for sheet in DOCS.rglob('*.css'):  # themes fetch fonts from the web; the site does without
+        text = sheet.read_text(encoding='utf-8')
+        sheet.write_text(re.sub(r'@import\s*(?:url\(["\']?https?:[^)]*\)|["\']https?:[^"\']*["\'])[^;]*;', '', text), encoding='utf-8')
     return warnings
 
 
