@@ -8,13 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
-from neuroseg3d.config import to_dict
 from neuroseg3d.train import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,14 +32,16 @@ def field_comments(cls: type) -> dict[str, str]:
 
 def yaml_value(value: Any) -> str:
     "A value on one line."
+    value = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix('...').strip()
 
 
-def section_text(name: str, section: Any) -> str:
+def section_text(name: str, cls: type) -> str:
     "One section: its docstring, then a line a key."
-    comments = field_comments(type(section))
-    lines = [f'# {inspect.getdoc(type(section))}', f'{name}:']
-    for key, value in to_dict(section).items():
+    comments = field_comments(cls)
+    lines = [f'# {inspect.getdoc(cls)}', f'{name}:']
+    for f in fields(cls):
+        key, value = f.name, f.default if f.default is not MISSING else f.default_factory()
         entry = f'  {key}: {yaml_value(value)}'
         lines.append(f'{entry:<44}  # {comments[key]}' if key in comments else entry)
     return '\n'.join(lines)
@@ -48,13 +49,13 @@ def section_text(name: str, section: Any) -> str:
 
 def render() -> dict[str, str]:
     "Every file's text."
-    config = Config()
-    assert {s for _, names in FILES.values() for s in names} == {f.name for f in fields(Config)}
+    sections = get_type_hints(Config)
+    assert {s for _, names in FILES.values() for s in names} == set(sections)
     texts = {}
     for file, (title, names) in FILES.items():
         head = (f'# {title}\n# These are the defaults. Change what you like, delete what you do not need; any value can also be\n'
                 f'# given on the command line: neuroseg3d train --config_dir configs --{names[0]}.KEY VALUE')
-        texts[file] = '\n\n'.join([head, *(section_text(n, getattr(config, n)) for n in names)]) + '\n'
+        texts[file] = '\n\n'.join([head, *(section_text(n, sections[n]) for n in names)]) + '\n'
     return texts
 
 
