@@ -298,7 +298,7 @@ def _sequence(view: View, modality: str, window: tuple[float, float]) -> tuple[n
     volume = view.turn(view.case.image[names.index(modality) if modality in names else 0])
     inside = volume[volume != 0]
     low, high = np.percentile(inside[::max(1, inside.size // 200_000)], window) if inside.size else (0, 1)
-    return volume, (float(min(low, 0 if low > 0 else low)), float(high))
+    return volume, (float(low), float(high))
 
 # %% ../nbs/03_viz.ipynb #9a2afe6a
 def _rgba(colour: str, alpha: float) -> np.ndarray:
@@ -415,7 +415,8 @@ def show_errors(
     panels = []
     for row, region in enumerate(regions):
         asked = at is not None or at_mm is not None
-        index = _place(view, None, at, at_mm) if asked else largest_slices(maps[region] > 0)
+        shown = next((maps[r] for r in (region, *regions) if maps[r].any()), maps[region]) > 0
+        index = _place(view, None, at, at_mm) if asked else largest_slices(shown)
         for column, plane in enumerate(planes):
             place = dict(column=row) if len(planes) == 1 else dict(column=column, row=row)
             panels.append(Panel(plane, index, f'{region}  {plane}', **place))
@@ -437,10 +438,9 @@ def _draw_errors(ax: Axes, view: View, errors: np.ndarray, panel: Panel) -> None
     section = cut(errors, panel.plane, panel.index[PLANES[panel.plane].normal])
     for code, name in ERRORS.items():
         _fill(ax, view, panel, section == code, PALETTE[name], 0.35 if name == 'correct' else 0.75)
-    for line, code in enumerate((3, 2)):
-        ml = (errors == code).sum() * view.geometry.voxel_ml
-        ax.text(0.02, 0.015 + 0.05 * line, f'{ERRORS[code]} {ml:.1f} mL', transform=ax.transAxes, fontsize=6.5,
-                color=_QUIET, va='bottom')
+    volumes = [f'{ERRORS[code]} {(errors == code).sum() * view.geometry.voxel_ml:.1f} mL' for code in (2, 3)]
+    ax.text(0.02, 0.015, '\n'.join(volumes) if errors.any() else 'absent in both', transform=ax.transAxes, fontsize=6.5,
+            color=_QUIET, va='bottom')
 
 # %% ../nbs/03_viz.ipynb #13d9e712
 def _coarsen(mask: np.ndarray, factors: Sequence[int]) -> np.ndarray:
@@ -452,7 +452,7 @@ def _coarsen(mask: np.ndarray, factors: Sequence[int]) -> np.ndarray:
 
 def _field(mask: np.ndarray, spacing_mm: np.ndarray, smooth_mm: float) -> tuple[np.ndarray, int]:
     "A mask as a smooth field whose level 0.5 is its surface, and how many voxels of padding it has."
-    sigma = np.minimum(smooth_mm / spacing_mm, 2.0)
+    sigma = np.clip(smooth_mm / spacing_mm, 0.65, 2.0)  # in voxels
     pad = int(np.ceil(3 * sigma.max())) + 1
     sharp = np.pad(mask, pad)
     smooth = ndimage.gaussian_filter(sharp, sigma, truncate=3.0)
@@ -492,7 +492,7 @@ def mesh_volume_ml(
     return float(np.einsum('ij,ij->i', a, np.cross(b, c)).sum() / 6000)
 
 # %% ../nbs/03_viz.ipynb #0bb8fb59
-_OPACITY = {'brain': 0.10, 'WT': 0.25, 'TC': 0.3, 'ET': 1.0}
+_OPACITY = {'brain': 0.13, 'WT': 0.25, 'TC': 0.3, 'ET': 1.0}
 _LIGHT = dict(ambient=0.7, diffuse=0.55, specular=0.12, roughness=0.7, fresnel=0.1)
 
 
@@ -540,10 +540,10 @@ def _sides(points: np.ndarray) -> go.Scatter3d:
 def _scene() -> dict:
     "Axes in mm, one scale for all three, seen from the patient's front and slightly from above and the right."
     def axis(title: str) -> dict:
-        return dict(title=dict(text=title, font=dict(size=11)), tickfont=dict(size=9), gridcolor='rgba(128,136,148,.22)',
+        return dict(title=dict(text=title, font=dict(size=10)), tickfont=dict(size=9), gridcolor='rgba(128,136,148,.22)',
                     zeroline=False, showbackground=False, nticks=5)
-    return dict(aspectmode='data', xaxis=axis('x mm'), yaxis=axis('y mm'),
-                zaxis=axis('z mm'), camera=dict(eye=dict(x=0.65, y=1.2, z=0.5)))
+    return dict(aspectmode='data', xaxis=axis('x'), yaxis=axis('y'), zaxis=axis('z'),
+                camera=dict(eye=dict(x=0.7, y=1.3, z=0.55), center=dict(x=0, y=0, z=-0.06)))
 
 
 def mesh_figure(
@@ -564,6 +564,7 @@ def mesh_figure(
     if traces:
         traces.append(_sides(np.concatenate([np.column_stack([t.x, t.y, t.z]) for t in traces])))
     layout = go.Layout(template=go.layout.Template(), scene=_scene(), height=height_px, margin=dict(l=0, r=0, t=8, b=0),
-                       paper_bgcolor='rgba(0,0,0,0)', font=dict(color=_QUIET, size=12), uirevision='keep',
-                       legend=dict(x=0.01, y=0.99, bgcolor='rgba(0,0,0,0)', itemsizing='constant'))
+                       paper_bgcolor='rgba(0,0,0,0)', font=dict(color=_QUIET, size=11), uirevision='keep',
+                       legend=dict(x=0.01, y=0.99, bgcolor='rgba(0,0,0,0)', itemsizing='constant',
+                                   title=dict(text='x, y, z in RAS mm', font=dict(size=10))))
     return go.Figure(traces, layout)
