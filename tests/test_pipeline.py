@@ -1,0 +1,134 @@
+"The command line from an empty folder to scores, in processes of their own, as a user runs it."
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+SMALL = ['--space.spacing_mm', '4', '--model.preset', 'tiny', '--data.patch_size', '32', '--data.batch_size', '2',
+         '--data.n_folds', '3', '--trainer.max_steps', '6', '--trainer.val_every_steps', '3',
+         '--trainer.checkpoint_every_steps', '1', '--trainer.accelerator', 'cpu', '--model.dropout', '0.1']
+
+
+def run(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess:
+    "The command line; its exit code must be `code`."
+    done = subprocess.run([sys.executable, '-m', 'neuroseg3d.cli', *map(str, words)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, f'{words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}'
+    return done
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory) -> Path:
+    "A folder with a cohort and a trained model, both made by the command line."
+    folder = tmp_path_factory.mktemp('work')
+    run('phantom', '--output_dir', 'cohort', '--n', 6, '--n_test', 2, '--spacing_mm', 4, '--workers', 1, cwd=folder)
+    run('train', '--data.root', 'cohort', '--trainer.output_dir', 'run', *SMALL, cwd=folder)
+    return folder
+
+
+def test_training_leaves_a_complete_run(work):
+    names = {p.name for p in (work / 'run' / 'checkpoints').iterdir()}
+    assert {'last.ckpt', 'previous.ckpt', 'best.ckpt'} <= names
+    assert (work / 'run' / 'config.yaml').is_file() and (work / 'run' / 'logs' / 'metrics.csv').is_file()
+    rows = list(csv.DictReader(open(work / 'run' / 'logs' / 'metrics.csv')))
+    assert sum(bool(r.get('val/dice_ET')) for r in rows) == 2
+    content = torch.load(work / 'run' / 'checkpoints' / 'last.ckpt', weights_only=True)
+    assert content['global_step'] == 6 and content['neuroseg3d']['schema'] == 'msd'
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def test_resume_is_exact(work):
+    "Three steps, a new process, three more: the weights of six steps, bit for bit."
+    stop = "from neuroseg3d.train import *; from neuroseg3d.config import load_config\n" \
+           "import sys, os, ast\n" \
+           "class Stop(Callback):\n" \
+           "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n" \
+           "        if trainer.global_step == int(os.environ['STOP_AT']): os._exit(9)\n" \
+           "import neuroseg3d.train as t\n" \
+           "make = t.make_trainer\n" \
+           "def stopping(*a):\n" \
+           "    trainer = make(*a); trainer.callbacks.append(Stop()); return trainer\n" \
+           "t.make_trainer = stopping\n" \
+           "from neuroseg3d.cli import main; sys.exit(main(sys.argv[1:]))\n"
+    for at in (2, 3, 4):
+        words = ['train', '--data.root', 'cohort', '--trainer.output_dir', f'stopped{at}', *SMALL]
+        killed = subprocess.run([sys.executable, '-c', stop, *words], cwd=work, capture_output=True, text=True,
+                                env={**__import__('os').environ, 'STOP_AT': str(at)})
+        assert killed.returncode == 9, killed.stderr
+        last = work / f'stopped{at}' / 'checkpoints' / 'last.ckpt'
+        assert torch.load(last, weights_only=True)['global_step'] == at
+        run(*words, '--ckpt_path', last, cwd=work)
+        whole, resumed = weights(work / 'run/checkpoints/last.ckpt'), weights(last)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole), at
+
+
+def test_runs_are_never_overwritten_or_silently_restarted(work):
+    words = ['train', '--data.root', 'cohort', '--trainer.output_dir', 'run', *SMALL]
+    refused = run(*words, cwd=work, code=2).stderr
+    assert 'already holds a run' in refused and '--resume auto' in refused and refused.count('\n') == 1
+    assert 'no such checkpoint' in run(*words, '--ckpt_path', 'absent.ckpt', cwd=work, code=2).stderr
+    assert 'the run is finished (6 of 6 steps)' in run(*words, '--resume', 'auto', cwd=work).stdout
+    other = run(*words, '--ckpt_path', 'run/checkpoints/last.ckpt', '--model.filters', '[8, 16, 24, 32]', cwd=work, code=2)
+    assert 'model.filters: [12, 24, 48, 96] in the checkpoint, [8, 16, 24, 32] now' in other.stderr
+
+
+@pytest.mark.parametrize('how', ['4-D file', 'cohort', 'four files', 'named files', 'case folder'])
+def test_infer_takes_every_kind_of_input(work, how):
+    studies = sorted((work / 'cohort' / 'imagesTs').glob('*.nii.gz'))
+    source, out = nib.load(studies[0]), work / f'out {how}'
+    four = work / 'P1'
+    four.mkdir(exist_ok=True)
+    for channel, name in enumerate(('flair', 't1', 't1ce', 't2')):
+        nib.save(nib.Nifti1Image(np.asarray(source.dataobj)[..., channel], source.affine), four / f'P1_{name}.nii.gz')
+    files = [four / f'P1_{n}.nii.gz' for n in ('t2', 'flair', 't1ce', 't1')]
+    words = {'4-D file': [studies[0]], 'cohort': [work / 'cohort' / 'imagesTs'], 'four files': files,
+             'named files': [f'{m}={f}' for m, f in zip(('T2w', 'FLAIR', 'T1gd', 'T1w'), files)],
+             'case folder': [four]}[how]
+    run('infer', '--ckpt_path', 'run/checkpoints/best.ckpt', '--input_image', *words, '--output_dir', out, cwd=work)
+    made = sorted(out.glob('*.nii.gz'))
+    assert len(made) == (2 if how == 'cohort' else 1)
+    label = nib.load(made[0])
+    assert label.shape == source.shape[:3] and np.array_equal(label.affine, source.affine)
+    assert label.get_data_dtype() == np.uint8
+    allowed = {0, 1, 2, 3} if how in ('4-D file', 'cohort') else {0, 1, 2, 4}
+    assert set(np.unique(np.asarray(label.dataobj))) <= allowed
+
+
+def test_evaluate_and_report(work):
+    run('infer', '--ckpt_path', 'run/checkpoints/best.ckpt', '--input_image', 'cohort/imagesTs', '--output_dir', 'predictions',
+        cwd=work)
+    run('evaluate', '--pred', 'predictions', '--ref', 'cohort', '--output_dir', 'scores', cwd=work)
+    rows = list(csv.DictReader(open(work / 'scores' / 'metrics.csv')))
+    assert {r['name'] for r in rows} >= {'WT', 'TC', 'ET'} and len({r['case'] for r in rows}) == 2
+    assert json.loads((work / 'scores' / 'summary.json').read_text())
+    run('report', '--pred', 'predictions', '--data', 'cohort', '--output_dir', 'report', cwd=work)
+    page = (work / 'report' / 'index.html').read_text()
+    assert 'not a medical device' in page and 'http://' not in page.replace('http://www.w3.org', '')
+
+
+def test_mistakes_end_in_one_line(work):
+    for words, message in {
+        ('infer', '--ckpt_path', 'absent.ckpt', '--input_image', 'cohort/imagesTs', '--output_dir', 'o'): 'no such checkpoint',
+        ('infer', '--ckpt_path', 'run/config.yaml', '--input_image', 'cohort/imagesTs', '--output_dir', 'o'): 'cannot be loaded',
+        ('infer', '--ckpt_path', 'run/checkpoints/best.ckpt', '--input_image', 'cohort/dataset.json', '--output_dir', 'o'):
+            'not .nii or .nii.gz',
+        ('train', '--data.root', 'absent', *SMALL): 'absent',
+        ('evaluate', '--pred', 'cohort/imagesTs', '--ref', 'cohort', '--output_dir', 'o'): 'found shape',
+    }.items():
+        done = run(*words, cwd=work, code=2)
+        assert message in done.stderr and 'Traceback' not in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert 'Traceback' in run('infer', '--ckpt_path', 'absent.ckpt', '--input_image', 'cohort/imagesTs', '--output_dir', 'o',
+                              '--debug', cwd=work, code=1).stderr
+    assert not (work / 'o').exists()

@@ -1,0 +1,82 @@
+"Real patients in every layout and orientation, where they are at hand (../shared/data)."
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from neuroseg3d.checkpoint import KEY, Model, describe, load_model, save_checkpoint
+from neuroseg3d.config import to_dict
+from neuroseg3d.evaluate import evaluate
+from neuroseg3d.infer import infer_file
+from neuroseg3d.nifti import find_cases, find_study
+from neuroseg3d.transforms import Space
+from neuroseg3d.unet import UNet, UNetConfig
+from neuroseg3d.windows import Windows
+
+REAL = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data'
+pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f'no real cases at {REAL.name}/ beside the project')
+
+
+def studies():
+    return [*find_cases(REAL / 'msd'), *find_cases(REAL / 'brats2021'), *find_cases(REAL / 'tcga')] if REAL.is_dir() else []
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> Model:
+    "An untrained network at 4 mm: what is tested here is everything around it."
+    torch.manual_seed(0)
+    settings = UNetConfig(preset='tiny')
+    config = {'model': to_dict(settings), 'space': to_dict(Space((4.0, 4.0, 4.0))), 'infer': to_dict(Windows()),
+              'loss': {'targets': 'regions'}, 'optim': {'ema_decay': 0.0}}
+    weights = {f'network.{k}': v for k, v in UNet(settings).state_dict().items()}
+    path = tmp_path_factory.mktemp('model') / 'untrained.ckpt'
+    return load_model(save_checkpoint({'state_dict': weights, KEY: describe(config, {'schema': 'msd'})}, path))
+
+
+FIELDS = ('qform_code', 'sform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z',
+          'srow_x', 'srow_y', 'srow_z', 'xyzt_units')
+
+
+@pytest.mark.parametrize('study', studies(), ids=lambda s: s.id)
+def test_label_map_lies_on_the_patients_own_grid(study, model, tmp_path):
+    schema = study.schema or 'msd'
+    infer_file(model, study, tmp_path / f'{study.id}.nii.gz')
+    source = nib.load(next(iter(study.images.values())))
+    label = nib.load(tmp_path / f'{study.id}.nii.gz')
+    assert label.shape == source.shape[:3]
+    assert np.array_equal(label.affine, source.affine)
+    for field in FIELDS:
+        assert label.header[field].tobytes() == source.header[field].tobytes(), field
+    found = np.unique(np.asarray(label.dataobj))
+    assert set(found) <= ({0, 1, 2, 4} if schema == 'brats2017' else {0, 1, 2, 3}) and len(found) > 1
+    reference, ref_schema = study.label, None
+    if study.id == 'TCGA-DU-7294':
+        ref_schema = 'brats2017'
+    if study.id == 'TCGA-06-1802':
+        reference, ref_schema = REAL / 'tcga/TCGA-06-1802/tcga_06_1802_hd_glio_predict.nii.gz', 'edema=1,enhancing=2'
+    rows, _ = evaluate(tmp_path / f'{study.id}.nii.gz', reference, tmp_path / 'scores', ref_schema=ref_schema
+                       or study.schema)
+    assert {r['name'] for r in rows} >= {'WT', 'TC', 'ET'}
+    assert (tmp_path / 'scores' / 'metrics.csv').is_file() and (tmp_path / 'scores' / 'summary.json').is_file()
+
+
+def test_orientations_are_those_that_the_data_is_known_for():
+    from neuroseg3d.nifti import read_case
+    codes = {s.id: read_case(s, with_label=False).geometry.orientation for s in studies()
+             if s.id in ('BRATS_001', 'BraTS2021_01477', 'TCGA-06-1802', 'TCGA-DU-7294')}
+    assert codes == {'BRATS_001': 'RAS', 'BraTS2021_01477': 'LPS', 'TCGA-06-1802': 'LAS', 'TCGA-DU-7294': 'LPS'}
+
+
+def test_regions_of_the_decathlon_case_have_their_published_volumes():
+    "WT / TC / ET of BRATS_001 in mL, as counted by hand from the label map: sum of voxels / 1000."
+    from neuroseg3d.nifti import read_case
+    study = find_study(REAL / 'msd/Task01_BrainTumour/imagesTr/BRATS_001.nii.gz')
+    case, ids = read_case(study), np.asarray(nib.load(study.label).dataobj)
+    for region, members in {'WT': (1, 2, 3), 'TC': (2, 3), 'ET': (3,)}.items():
+        assert np.isclose(case.volume_ml(region), sum((ids == m).sum() for m in members) / 1000)
