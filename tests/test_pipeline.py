@@ -19,7 +19,7 @@ SMALL = ['--space.spacing_mm', '4', '--model.preset', 'tiny', '--data.patch_size
 
 def run(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess:
     "The command line; its exit code must be `code`."
-    done = subprocess.run([sys.executable, '-m', 'neuroseg3d.cli', *map(str, words)], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).parent / 'neuroseg3d', *map(str, words)], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == code, f'{words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}'
     return done
 
