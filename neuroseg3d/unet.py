@@ -27,7 +27,7 @@ Axes = tuple[int, int, int]
 
 #: What the presets differ in: channels, strides and kernels per level, and the number of extra heads.
 _PRESET_VALUES: dict[str, dict] = {
-    'tiny': {'filters': (12, 24, 48, 96), 'strides': (2, 2, 2, 2), 'kernels': 3, 'deep_supervision': 0},
+    'tiny': {'filters': (16, 32, 64, 128), 'strides': (2, 2, 2, 2), 'kernels': 3, 'deep_supervision': 0},
     'base': {'filters': (16, 32, 64, 128, 256), 'strides': (1, 2, 2, 2, 2), 'kernels': 3, 'deep_supervision': 2},
     'large': {'filters': (32, 64, 128, 256, 320, 320), 'strides': (1, 2, 2, 2, 2, 2), 'kernels': 3,
               'deep_supervision': 3},
