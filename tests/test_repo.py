@@ -174,9 +174,8 @@ def test_notebooks_use_lower_numbers_too(path):
 
 @each_module
 def test_functions_fit_a_screen(path):
-    for name, node in functions(tree(path)):
-        length = node.end_lineno - node.lineno + 1
-        assert length <= LONGEST, f'{name} has {length} lines'
+    lengths = {name: node.end_lineno - node.lineno + 1 for name, node in functions(tree(path))}
+    assert not {name: n for name, n in lengths.items() if n > LONGEST}, 'functions with so many lines'
 
 
 def arguments(node: ast.FunctionDef) -> list[ast.arg]:
@@ -186,15 +185,15 @@ def arguments(node: ast.FunctionDef) -> list[ast.arg]:
 
 @each_module
 def test_public_functions_document_every_parameter(path):
-    lines = path.read_text(encoding='utf-8').split('\n')
+    lines, missing = path.read_text(encoding='utf-8').split('\n'), []
     for node in tree(path).body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'):
             continue
-        assert ast.get_docstring(node), f'{node.name} has no docstring'
+        missing += [] if ast.get_docstring(node) else [f'{node.name}: docstring']
         if isinstance(node, ast.FunctionDef):
-            for argument in arguments(node):
-                assert '  # ' in lines[argument.end_lineno - 1] or '  # ' in lines[_last_line(node, argument) - 1], \
-                    f'{node.name}: {argument.arg} has no comment'
+            commented = {x.arg: any('  # ' in lines[n - 1] for n in (x.end_lineno, _last_line(node, x))) for x in arguments(node)}
+            missing += [f'{node.name}: {name}' for name, found in commented.items() if not found]
+    assert not missing, f'no docstring or no comment behind the parameter: {"; ".join(missing)}'
 
 
 def _last_line(node: ast.FunctionDef, argument: ast.arg) -> int:
@@ -216,12 +215,12 @@ def is_settings(node: ast.stmt) -> bool:
 
 @each_module
 def test_every_setting_is_documented(path):
-    lines = path.read_text(encoding='utf-8').split('\n')
+    lines, missing = path.read_text(encoding='utf-8').split('\n'), []
     for node in filter(is_settings, tree(path).body):
-        for field in node.body:
-            if isinstance(field, ast.AnnAssign):
-                comment = '  # ' in lines[field.end_lineno - 1] or lines[field.lineno - 2].strip().startswith('#')
-                assert comment, f'{node.name}.{field.target.id} has no comment'
+        for field in (x for x in node.body if isinstance(x, ast.AnnAssign)):
+            if '  # ' not in lines[field.end_lineno - 1] and not lines[field.lineno - 2].strip().startswith('#'):
+                missing.append(f'{node.name}.{field.target.id}')
+    assert not missing, f'no comment behind the field: {", ".join(missing)}'
 
 
 @each_module
@@ -327,7 +326,7 @@ def test_every_requirement_has_one_exact_version(version):
 @each_module
 def test_every_import_is_a_declared_requirement(path):
     provides = {'pytorch_lightning': 'pytorch-lightning', 'yaml': 'pyyaml', 'skimage': 'scikit-image', 'IPython': 'ipywidgets',
-                'fast_simplification': 'fast-simplification', 'PIL': 'pillow'}
+                'fast_simplification': 'fast-simplification', 'PIL': 'pillow', 'lightning_fabric': 'pytorch-lightning'}
     declared = {normal(Requirement(r).name) for r in shlex.split(settings()['requirements'])}
     for line, name in imported(path):
         top = name.split('.')[0]
