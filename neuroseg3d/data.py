@@ -20,7 +20,6 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -32,6 +31,7 @@ import psutil
 import pytorch_lightning as pl
 import torch
 from monai.data import CacheDataset, Dataset
+from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler, default_collate
@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from .core import MODALITIES, InputError, Label
 from .nifti import Study, find_cases, read_case, read_header
-from .transforms import Augment, ModelCase, Record, Space, augmentation, to_model_space
+from .transforms import Augment, ModelCase, Record, Space, augmentation, one_thread, to_model_space
 
 # %% auto #0
 __all__ = ['MSD_URL', 'MSD_MD5', 'Data', 'fetch', 'extract', 'download', 'patient_of', 'Split', 'study_files', 'make_split',
@@ -105,7 +105,7 @@ def _fetch_rest(url: str, part: Path, bar: tqdm, timeout_s: float) -> bool:
         file.truncate(start)  # a server without ranges begins anew
         file.seek(start)
         bar.total, bar.n = total, start
-        while chunk := response.read(1 << 20):
+        while chunk := response.read1(1 << 20):
             file.write(chunk)
             bar.update(len(chunk))
         return total is None or file.tell() >= total
@@ -175,6 +175,17 @@ def _safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarI
         yield member
 
 
+def _unpack(archive: str | Path, folder: Path) -> None:
+    "The safe members of an archive, written below a folder."
+    with tarfile.open(archive) as tar:
+        for member in _safe_members(tar, str(archive)):
+            target = folder / member.name
+            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+            if member.isfile():
+                with tar.extractfile(member) as source, open(target, 'wb') as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+
+
 def extract(
     archive: str | Path,  # a tar file, compressed or not
     folder: str | Path,  # where its one top-level folder goes
@@ -182,13 +193,11 @@ def extract(
     "Unpack an archive safely: all of it or nothing."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.unpacking-', dir=folder) as scratch, tarfile.open(archive) as tar:
-        for member in _safe_members(tar, str(archive)):
-            target = Path(scratch) / member.name
-            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-            if member.isfile():
-                with tar.extractfile(member) as source, open(target, 'wb') as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
+    with tempfile.TemporaryDirectory(prefix='.unpacking-', dir=folder) as scratch:
+        try:
+            _unpack(archive, Path(scratch))
+        except (tarfile.TarError, EOFError) as error:
+            raise InputError(f'{archive}: not a complete tar file: {error}') from None
         tops = sorted(Path(scratch).iterdir())
         if len(tops) != 1 or not tops[0].is_dir():
             raise InputError(f'{archive}: found {[t.name for t in tops]}, expected one folder')
@@ -573,7 +582,7 @@ class StoredCase:
 
 # %% ../nbs/06_data.ipynb #256772d8
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(Transform):
     "From a study on disk to a case in model space."
     space: Space = Space()
 
@@ -666,19 +675,6 @@ def cached_cases(
     return cases
 
 # %% ../nbs/06_data.ipynb #a5167f1a
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    "PyTorch with one thread, so that sums do not depend on who makes a patch."
-    before = torch.get_num_threads()
-    if before != 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if before != 1:
-            torch.set_num_threads(before)
-
-
 def _draw_center(
     rng: np.random.RandomState,  # of this patch
     case: MemoryCase | StoredCase,  # to cut from
@@ -756,7 +752,7 @@ class PatchDataset(torch.utils.data.Dataset):
             self._local.vary = augmentation(self.augment)
         vary, rng = self._local.vary, self._rng(0, index)
         case = self.cases[self.case_number(index)]
-        with _one_thread():
+        with one_thread():
             vary.set_random_state(int(rng.randint(2 ** 32, dtype='uint32')))
             start = _draw_center(rng, case, self.patch_size, self.foreground_fraction)
             data = vary(self._moved(case, start, vary.transforms[0]), start=1)

@@ -5,7 +5,8 @@
 # %% ../nbs/05_transforms.ipynb #b68bcea9
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Literal
@@ -23,8 +24,8 @@ from monai.utils import TraceKeys
 from .core import MODALITIES, REGIONS, Case, Geometry, InputError, labels_to_regions, regions_to_labels
 
 # %% auto #0
-__all__ = ['Space', 'brain_box', 'Record', 'ModelCase', 'to_model_space', 'to_native', 'regions_to_native', 'Augment',
-           'RandRotateScaled', 'RandByGroupd', 'RandModalityDropoutd', 'WithinBrain', 'augmentation']
+__all__ = ['Space', 'brain_box', 'Record', 'one_thread', 'ModelCase', 'to_model_space', 'to_native', 'regions_to_native',
+           'Augment', 'RandRotateScaled', 'RandByGroupd', 'RandModalityDropoutd', 'WithinBrain', 'augmentation']
 
 # %% ../nbs/05_transforms.ipynb #ad46cc57
 @dataclass(frozen=True)
@@ -98,6 +99,19 @@ def _record(volume: MetaTensor, native: Geometry) -> Record:
     return Record(operations, native, Geometry(tuple(volume.shape[1:]), affine))
 
 # %% ../nbs/05_transforms.ipynb #82d2622a
+@contextmanager
+def one_thread() -> Iterator[None]:
+    "PyTorch with one thread in this block: a sum over a tensor, taken by several, differs in its last bits."
+    before = torch.get_num_threads()
+    if before != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before != 1:
+            torch.set_num_threads(before)
+
+
 @dataclass
 class ModelCase:
     "One case in model space."
@@ -160,7 +174,8 @@ def to_model_space(
     volume = _carry(case.image, affine, steps)
     record = _record(volume, case.geometry)
     image = _clear_outside(volume.as_tensor(), case, steps).clone(memory_format=torch.contiguous_format)
-    image = torch.as_tensor(NormalizeIntensity(nonzero=True, channel_wise=True)(image)).as_subclass(torch.Tensor)
+    with one_thread():
+        image = torch.as_tensor(NormalizeIntensity(nonzero=True, channel_wise=True)(image)).as_subclass(torch.Tensor)
     label = None if case.label is None else _carry_label(case.label, affine, steps)
     return ModelCase(case.id, image, label, record)
 
