@@ -274,15 +274,15 @@ def show_intensities(
     found: dict,  # of `fingerprint`
 ) -> Picture:
     "Intensity range of every case, a panel a sequence: 0.5-99.5 % thin, the middle half thick, a dot at the median."
-    figure, axes = chart(len(MODALITIES), (9.0, 2.6))
+    figure, axes = chart(MODALITIES, (9.0, 2.6))
     for ax, modality in zip(axes, MODALITIES):
         ranges = [d['percentiles'] for r in found['cases'] if (d := r['intensity'].get(modality)) and d['voxels']]
         ranges.sort(key=lambda p: p['50'])
         x = np.arange(len(ranges))
         for low, high, width in (('0.5', '99.5', 0.8), ('25', '75', 2.6)):
-            ax.vlines(x, [p[low] for p in ranges], [p[high] for p in ranges], color=PALETTE['WT'], linewidth=width)
-        ax.plot(x, [p['50'] for p in ranges], 'o', color=PALETTE['ET'], markersize=2.5)
-        ax.set(title=modality, xticks=[], xlabel=f'{len(ranges)} cases, by median')
+            ax.vlines(x, [p[low] for p in ranges], [p[high] for p in ranges], color='#7b828c', linewidth=width, alpha=0.8)
+        ax.plot(x, [p['50'] for p in ranges], 'o', color='#7b828c', markersize=3)
+        ax.set(xticks=[], xlabel=f'{len(ranges)} cases, by median')
     axes[0].set_ylabel('intensity of non-zero voxels')
     return figure
 
@@ -299,17 +299,19 @@ def show_volumes(
     found: dict,  # of `fingerprint`
 ) -> Picture:
     "Volumes of brain and regions, and voxel edges, a point a case; lines are medians."
-    figure, (brain, regions, edges) = chart(3, (9.0, 2.8))
+    figure, (brain, regions, edges) = chart(('Brain', 'Regions', 'Voxel edges'), (9.0, 2.8))
     _points(brain, [r['brain_ml'] for r in found['cases']], 0, PALETTE['brain'])
-    brain.set(title='Brain', ylabel='mL', xticks=[], xlim=(-1, 1))
+    brain.set(ylabel='mL', xticks=[], xlim=(-1, 1))
     labelled = [r['regions_ml'] for r in found['cases'] if r['regions_ml']]
     for x, region in enumerate(REGIONS):
         _points(regions, [max(r[region], 0.01) for r in labelled], x, PALETTE[region])
-    regions.set(title='Regions (0.01 mL stands for none)', yscale='log', ylabel='mL', xlim=(-0.6, 2.6))
+    regions.set(yscale='log', ylabel='mL', xlim=(-0.6, 2.6))
+    regions.set_yticks([0.01, 0.1, 1, 10, 100], ['none', '0.1', '1', '10', '100'])
+    regions.minorticks_off()
     regions.set_xticks(range(len(REGIONS)), list(REGIONS))
     for x in range(3):
         _points(edges, [r['spacing_mm'][x] for r in found['cases']], x, PALETTE['brain'])
-    edges.set(title='Voxel edges', ylabel='mm', xlim=(-0.6, 2.6), ylim=(0, None))
+    edges.set(ylabel='mm', xlim=(-0.6, 2.6), ylim=(0, None))
     edges.set_xticks(range(3), ['first axis', 'second', 'third'])
     return figure
 

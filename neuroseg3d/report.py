@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
 import math
 import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from plotly.offline import get_plotlyjs
 from scipy import ndimage
 
-from .core import REGION_NAMES, REGIONS, Case
-from .viz import PALETTE, Picture, mesh_figure, show_errors, show_planes
+from .core import REGION_NAMES, REGIONS, Case, InputError
+from .evaluate import find_labels
+from .metrics import score_case
+from .nifti import find_cases, read_case, read_label
+from .viz import PALETTE, embed, mesh_figure, page_head, page_tail, show_errors, show_planes
 
 # %% auto #0
-__all__ = ['CaseResult', 'quality_flags', 'CohortRow', 'dice_strip', 'ReportOptions', 'versions', 'write_report']
+__all__ = ['CaseResult', 'quality_flags', 'CohortRow', 'dice_strip', 'ReportOptions', 'versions', 'write_report', 'read_results',
+           'report_cohort']
 
 # %% ../nbs/14_report.ipynb #694a2dfb
 @dataclass
@@ -102,16 +104,6 @@ def _prediction_flags(case: Case, prediction: np.ndarray) -> list[str]:
     return flags
 
 # %% ../nbs/14_report.ipynb #a826d661
-def _webp(figure: Picture, alt: str, quality: int = 86) -> str:
-    "A figure as an <img> that holds its own bytes."
-    image = Image.open(io.BytesIO(figure.png())).convert('RGB')
-    buffer = io.BytesIO()
-    image.save(buffer, 'WEBP', quality=quality, method=3)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (f'<img alt="{escape(alt)}" width="{image.width}" height="{image.height}" loading="lazy" decoding="async" '
-            f'src="data:image/webp;base64,{data}">')
-
-
 def _number(value: float, digits: int) -> str:
     "A number for a table; an en dash where there is none."
     return f'{value:.{digits}f}'.replace('-', '\N{MINUS SIGN}') if math.isfinite(value) else '\N{EN DASH}'
@@ -237,10 +229,10 @@ def _pictures(result: CaseResult, options: ReportOptions) -> str:
     case, compared, size = result.case, result.reference is not None, dict(width_in=options.width_in, dpi=options.dpi)
     overlay = show_planes(case, result.prediction, result.reference, options.modality, **size)
     caption = 'Prediction (lines) and reference (fills)' if compared else 'Prediction'
-    html = f'<figure>{_webp(overlay, f"{case.id}: three planes")}<figcaption>{caption}.</figcaption></figure>'
+    html = f'<figure>{embed(overlay, f"{case.id}: three planes")}<figcaption>{caption}.</figcaption></figure>'
     if compared:
         errors = show_errors(case, result.prediction, result.reference, planes=['axial'], modality=options.modality, **size)
-        html += (f'<figure>{_webp(errors, f"{case.id}: error map")}<figcaption>Errors by region, in the axial slice where the '
+        html += (f'<figure>{embed(errors, f"{case.id}: error map")}<figcaption>Errors by region, in the axial slice where the '
                  'region is largest; volumes are those of the whole region.</figcaption></figure>')
     return html
 
@@ -260,60 +252,7 @@ def _case_section(result: CaseResult, anchor: str, flags: Sequence[str], options
             f'<div class="pair">{_mesh(result, options)}<div>{_metrics_table(result)}{_facts(result)}</div></div></section>\n')
 
 # %% ../nbs/14_report.ipynb #2ef885c0
-_CSS = '''
-:root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--ink:#1c2024;--quiet:#6a717b;--line:#e3e5e8;--accent:#0b62a8;--note:#f3f1ea}
-@media(prefers-color-scheme:dark){:root{--page:#111316;--card:#181b1f;--ink:#e6e8ea;--quiet:#98a0aa;--line:#2b3036;--accent:#7cc0f5;
---note:#1f2124}}
-*{box-sizing:border-box}
-html{scroll-behavior:smooth}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
-font-variant-numeric:tabular-nums}
-main{max-width:1080px;margin:0 auto;padding:56px 28px 96px}
-h1{font-size:30px;line-height:1.2;letter-spacing:-.015em;margin:0 0 6px;font-weight:650}
-h2{font-size:21px;letter-spacing:-.01em;margin:0 0 10px;font-weight:620}
-h3{font-size:15px;margin:44px 0 12px;font-weight:620}
-p{margin:0 0 12px;max-width:74ch}a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
-.quiet,figcaption{color:var(--quiet)}
-.note{background:var(--note);border-radius:8px;padding:12px 16px;margin:22px 0 36px;max-width:none;font-size:14px}
-section{padding:44px 0 8px;margin-top:44px;border-top:1px solid var(--line)}
-figure{margin:22px 0}figcaption{font-size:13px;margin-top:7px}
-img{display:block;width:100%;height:auto;border-radius:8px;background:#0c0e12}
-table{border-collapse:collapse;width:100%;font-size:14px}
-th,td{padding:7px 10px;text-align:left;font-weight:400;border-bottom:1px solid var(--line);white-space:nowrap}
-thead th{color:var(--quiet);font-size:13px;vertical-align:bottom}thead tr:not(:last-child) th{border-bottom:0;padding-bottom:0}
-.num{text-align:right}th:first-child{padding-left:0}tr>:last-child{padding-right:0}.first{padding-left:26px}.cohort .group{text-align:right}
-.cohort tbody tr:hover{background:var(--note)}
-.scroll{overflow-x:auto}
-button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer}button:hover{color:var(--ink)}
-[aria-sort] button{color:var(--ink);font-weight:600}
-[aria-sort=ascending] button::after{content:" \\2191"}[aria-sort=descending] button::after{content:" \\2193"}
-.chip{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px}
-.strip{display:block;width:100%;max-width:860px;height:auto;margin:0 0 8px}
-.flags{margin:0 0 4px;padding:0;list-style:none;font-size:14px}.flags li::before{content:"\\26A0\\FE0E";margin-right:8px;color:#c77700}
-.pair{display:grid;grid-template-columns:minmax(0,1.05fr) minmax(0,1fr);gap:36px;align-items:start}
-.pair>div{padding-top:22px}
-.mesh .plot{height:420px;border:1px solid var(--line);border-radius:8px;background:var(--card);display:grid;place-items:center;overflow:hidden}
-.mesh .plot>div{width:100%}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:5px 18px;font-size:14px;margin:26px 0 0}dt{color:var(--quiet)}
-dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:820px){.pair{grid-template-columns:1fr;gap:0}main{padding:32px 18px}}
-@media print{section{break-before:page}.plot{display:none}}
-'''
-
-# %% ../nbs/14_report.ipynb #c5650895
 _JS = '''
-for (const button of document.querySelectorAll('.cohort button')) button.onclick = () => {
-  const head = button.parentElement, table = head.closest('table'), body = table.tBodies[0];
-  const down = head.getAttribute('aria-sort') === 'ascending', column = head.cellIndex;
-  table.querySelectorAll('[aria-sort]').forEach(h => h.removeAttribute('aria-sort'));
-  head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-  const value = row => row.cells[column].dataset.v, sign = down ? -1 : 1;
-  body.append(...[...body.rows].sort((a, b) => {
-    const x = value(a), y = value(b);
-    if (x === '' || y === '') return (x === '') - (y === '');
-    return sign * (column ? x - y : x.localeCompare(y, undefined, {numeric: true}));
-  }));
-};
 let library;
 const plotly = () => library ??= (async () => {
   const packed = Uint8Array.from(atob(document.getElementById('plotly').textContent), c => c.charCodeAt(0));
@@ -342,10 +281,6 @@ document.querySelectorAll('.plot').forEach(place => near.observe(place));
 '''
 
 # %% ../nbs/14_report.ipynb #bdd62d4e
-_NOTICE = ('<p class="note"><b>Research use only.</b> This is research software, not a medical device. Nothing on this page may '
-           'be used for diagnosis or for decisions about treatment.</p>')
-
-
 def versions() -> dict[str, str]:  # name -> version
     "Versions of what a result depends on, without importing any of it."
     found = {'python': platform.python_version()}
@@ -380,15 +315,12 @@ def _overview(rows: Sequence[CohortRow]) -> str:
 def _head(title: str, rows: Sequence[CohortRow]) -> str:
     scored = sum(any(math.isfinite(v) for v in row.dice.values()) for row in rows)
     number = f'{len(rows)} case{"s" * (len(rows) != 1)}, {scored} with a reference'
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-            f'initial-scale=1"><title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_CSS}</style></head>\n'
-            f'<body><main><h1>{escape(title)}</h1><p class="quiet">{number}. Made with neuroseg3d.</p>{_NOTICE}')
+    return page_head(title, f'{number}. Made with neuroseg3d.')
 
 
 def _tail(provenance: Mapping) -> str:
     library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-    return (f'{_provenance(provenance)}</main>\n<script type="text/plain" id="plotly">{library}</script>\n'
-            f'<script>{_JS}</script></body></html>\n')
+    return f'{_provenance(provenance)}<script type="text/plain" id="plotly">{library}</script>{page_tail(_JS)}'
 
 # %% ../nbs/14_report.ipynb #6f9f8a35
 def write_report(
@@ -417,3 +349,43 @@ def write_report(
         os.chmod(page, 0o644)
         os.replace(page, path)
     return path
+
+# %% ../nbs/14_report.ipynb #6ea18c58
+def read_results(
+    pred: str | Path,  # label map, or folder of label maps, named after their cases
+    data: str | Path,  # the cohort that was segmented, in any supported layout
+    pred_schema: str | None = None,  # label schema of the predictions; None: what the files say
+    ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
+) -> Iterator[CaseResult]:
+    "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
+    predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all')}
+    orphans = sorted(set(predictions) - set(studies))
+    if orphans:
+        raise InputError(f'{data}: found no case for the prediction(s) {", ".join(orphans[:3])}; '
+                         f'it has {", ".join(sorted(studies)[:3])} and so on')
+    for name, file in sorted(predictions.items()):
+        case = read_case(studies[name], schema=ref_schema)
+        prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
+        if not grid.same_grid(case.geometry, tolerance_mm=0.01):
+            raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
+        spacing = case.geometry.spacing_mm
+        rows = score_case(prediction, case.label, spacing, case=name) if case.label is not None else []
+        yield CaseResult(case, prediction, rows)
+
+
+def report_cohort(
+    pred: str | Path,  # label map, or folder of label maps, named after their cases
+    data: str | Path,  # the cohort that was segmented, in any supported layout
+    path: str | Path,  # the HTML file
+    pred_schema: str | None = None,  # label schema of the predictions; None: what the files say
+    ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
+    title: str = 'Segmentation report',
+    provenance: Mapping | None = None,  # more to say about what was run
+) -> Path:  # `path`
+    "Write the report of a folder of predictions."
+    manifest = Path(pred) / 'manifest.json'
+    made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
+    if manifest.is_file():
+        models = {json.dumps(c['model'], sort_keys=True) for c in json.loads(manifest.read_text())['cases'].values()}
+        made |= {'model': ' · '.join(sorted(models))}
+    return write_report(read_results(pred, data, pred_schema, ref_schema), path, title, made)

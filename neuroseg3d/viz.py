@@ -5,9 +5,11 @@
 # %% ../nbs/03_viz.ipynb #01d5071d
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import fast_simplification
 import nibabel as nib
@@ -19,15 +21,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from PIL import Image
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from .core import REGION_NAMES, REGIONS, Case, Geometry, InputError, Label, labels_to_regions
 
 # %% auto #0
-__all__ = ['PALETTE', 'LABEL_PALETTE', 'PLANES', 'ERRORS', 'Plane', 'to_ras', 'cut', 'View', 'make_view', 'largest_slices',
-           'as_case', 'Picture', 'Panel', 'show_planes', 'show_modalities', 'error_map', 'show_errors', 'surface_mesh',
-           'mesh_volume_ml', 'mesh_figure']
+__all__ = ['PALETTE', 'LABEL_PALETTE', 'PLANES', 'ERRORS', 'PAGE_CSS', 'SORT_JS', 'Plane', 'to_ras', 'cut', 'View', 'make_view',
+           'largest_slices', 'as_case', 'Picture', 'Panel', 'show_planes', 'show_modalities', 'error_map',
+           'show_errors', 'surface_mesh', 'mesh_volume_ml', 'mesh_figure', 'chart', 'embed', 'page_head', 'page_tail']
 
 # %% ../nbs/03_viz.ipynb #6a5ac0b8
 #: Colour of each region, of the brain, and of each kind of voxel in an error map.
@@ -540,7 +543,7 @@ def _sides(points: np.ndarray) -> go.Scatter3d:
 def _scene() -> dict:
     "Axes in mm, one scale for all three, seen from the patient's front and slightly from above and the right."
     def axis(title: str) -> dict:
-        return dict(title=dict(text=title, font=dict(size=10)), tickfont=dict(size=9), gridcolor='rgba(128,136,148,.22)',
+        return dict(title=dict(text=title, font=dict(size=10)), tickfont=dict(size=9), showgrid=False, showline=False,
                     zeroline=False, showbackground=False, nticks=5)
     return dict(aspectmode='data', xaxis=axis('x'), yaxis=axis('y'), zaxis=axis('z'),
                 camera=dict(eye=dict(x=0.7, y=1.3, z=0.55), center=dict(x=0, y=0, z=-0.06)))
@@ -568,3 +571,121 @@ def mesh_figure(
                        legend=dict(x=0.01, y=0.99, bgcolor='rgba(0,0,0,0)', itemsizing='constant',
                                    title=dict(text='x, y, z in RAS mm', font=dict(size=10))))
     return go.Figure(traces, layout)
+
+# %% ../nbs/03_viz.ipynb #3cd7f52b
+def chart(
+    titles: Sequence[str] = ('',),  # a panel each, side by side
+    size_in: tuple[float, float] = (9.0, 3.0),  # of the figure
+    dpi: float = 100,  # dots per inch
+) -> tuple[Picture, list[Axes]]:
+    "A figure with quiet axes, for a light or a dark page."
+    figure = Picture(figsize=size_in, dpi=dpi, facecolor='none', layout='constrained')
+    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for ax, title in zip(axes, titles):
+        ax.set_facecolor('none')
+        ax.set_title(title, loc='left', fontsize=9, color=_CHART_INK, fontweight='bold')
+        ax.tick_params(colors=_CHART_INK, labelsize=7, length=0)
+        ax.grid(axis='y', color=_CHART_INK, alpha=0.2, linewidth=0.6)
+        ax.set_axisbelow(True)
+        for text in (ax.xaxis.label, ax.yaxis.label):
+            text.set_color(_CHART_INK)
+            text.set_fontsize(8)
+        for side, spine in ax.spines.items():
+            spine.set_visible(side == 'bottom')
+            spine.set_color(_CHART_INK)
+    return figure, axes
+
+
+_CHART_INK = '#7b828c'
+
+# %% ../nbs/03_viz.ipynb #246ab7ae
+def embed(
+    figure: Picture,  # any figure of this notebook
+    alt: str,  # what it shows, for those who cannot see it
+    quality: int = 86,  # of WebP, 1..100
+) -> str:  # an <img> that holds its own bytes
+    "A figure as HTML, a fifth of the size of its PNG."
+    image = Image.open(io.BytesIO(figure.png()))
+    buffer = io.BytesIO()
+    image.save(buffer, 'WEBP', quality=quality, method=3)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (f'<img alt="{escape(alt)}" width="{image.width}" height="{image.height}" loading="lazy" decoding="async" '
+            f'src="data:image/webp;base64,{data}">')
+
+
+def page_head(
+    title: str,  # of the page
+    quiet: str = '',  # a line below it
+) -> str:  # HTML up to the content
+    "The beginning of a page: style, title and the research-use notice."
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+            f'initial-scale=1"><title>{escape(title)}</title><link rel="icon" href="data:,"><style>{PAGE_CSS}</style></head>\n'
+            f'<body><main><h1>{escape(title)}</h1><p class="quiet">{escape(quiet)}</p><p class="note"><b>Research use only.</b> '
+            'This is research software, not a medical device. Nothing on this page may be used for diagnosis or for decisions '
+            'about treatment.</p>')
+
+
+def page_tail(
+    *scripts: str,  # JavaScript to run
+) -> str:  # HTML after the content
+    "The end of a page: its scripts."
+    return f'</main>\n<script>{SORT_JS}{"".join(scripts)}</script></body></html>\n'
+
+# %% ../nbs/03_viz.ipynb #46189e16
+#: Look of the pages: one column, system fonts, aligned numerals, light and dark.
+PAGE_CSS = '''
+:root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--ink:#1c2024;--quiet:#6a717b;--line:#e3e5e8;--accent:#0b62a8;--note:#f3f1ea}
+@media(prefers-color-scheme:dark){:root{--page:#111316;--card:#181b1f;--ink:#e6e8ea;--quiet:#98a0aa;--line:#2b3036;--accent:#7cc0f5;
+--note:#1f2124}}
+*{box-sizing:border-box}
+html{scroll-behavior:smooth}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
+font-variant-numeric:tabular-nums}
+main{max-width:1080px;margin:0 auto;padding:56px 28px 96px}
+h1{font-size:30px;line-height:1.2;letter-spacing:-.015em;margin:0 0 6px;font-weight:650}
+h2{font-size:21px;letter-spacing:-.01em;margin:0 0 10px;font-weight:620}
+h3{font-size:15px;margin:44px 0 12px;font-weight:620}
+p{margin:0 0 12px;max-width:74ch}a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
+.quiet,figcaption{color:var(--quiet)}
+.note{background:var(--note);border-radius:8px;padding:12px 16px;margin:22px 0 36px;max-width:none;font-size:14px}
+section{padding:44px 0 8px;margin-top:44px;border-top:1px solid var(--line)}
+figure{margin:22px 0}figcaption{font-size:13px;margin-top:7px}
+img{display:block;width:100%;height:auto;border-radius:8px;background:#0c0e12}
+img.chart{background:none;border-radius:0}
+table{border-collapse:collapse;width:100%;font-size:14px}
+th,td{padding:7px 10px;text-align:left;font-weight:400;border-bottom:1px solid var(--line);white-space:nowrap}
+thead th{color:var(--quiet);font-size:13px;vertical-align:bottom}thead tr:not(:last-child) th{border-bottom:0;padding-bottom:0}
+.num{text-align:right}th:first-child{padding-left:0}tr>:last-child{padding-right:0}.first{padding-left:26px}.cohort .group{text-align:right}
+.cohort tbody tr:hover{background:var(--note)}
+.scroll{overflow-x:auto}
+button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer}button:hover{color:var(--ink)}
+[aria-sort] button{color:var(--ink);font-weight:600}
+[aria-sort=ascending] button::after{content:" \\2191"}[aria-sort=descending] button::after{content:" \\2193"}
+.chip{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px}
+.strip{display:block;width:100%;max-width:860px;height:auto;margin:0 0 8px}
+.flags{margin:0 0 4px;padding:0;list-style:none;font-size:14px}.flags li::before{content:"\\26A0\\FE0E";margin-right:8px;color:#c77700}
+.pair{display:grid;grid-template-columns:minmax(0,1.05fr) minmax(0,1fr);gap:36px;align-items:start}
+.pair>div{padding-top:22px}
+.mesh .plot{height:420px;border:1px solid var(--line);border-radius:8px;background:var(--card);display:grid;place-items:center;overflow:hidden}
+.mesh .plot>div{width:100%}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:5px 18px;font-size:14px;margin:26px 0 0}dt{color:var(--quiet)}
+dd{margin:0;overflow-wrap:anywhere}
+@media(max-width:820px){.pair{grid-template-columns:1fr;gap:0}main{padding:32px 18px}}
+@media print{section{break-before:page}.plot{display:none}}
+'''
+
+#: Tables of class `cohort` sort by the column whose head is clicked; `data-v` holds the values.
+SORT_JS = '''
+for (const button of document.querySelectorAll('.cohort button')) button.onclick = () => {
+  const head = button.parentElement, table = head.closest('table'), body = table.tBodies[0];
+  const down = head.getAttribute('aria-sort') === 'ascending', column = head.cellIndex;
+  table.querySelectorAll('[aria-sort]').forEach(h => h.removeAttribute('aria-sort'));
+  head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+  const value = row => row.cells[column].dataset.v, sign = down ? -1 : 1;
+  body.append(...[...body.rows].sort((a, b) => {
+    const x = value(a), y = value(b);
+    if (x === '' || y === '') return (x === '') - (y === '');
+    return sign * (column ? x - y : x.localeCompare(y, undefined, {numeric: true}));
+  }));
+};
+'''
