@@ -26,7 +26,7 @@ __all__ = ['KEY', 'FORMAT', 'save_checkpoint', 'load_checkpoint', 'describe', 'd
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
     content: Mapping[str, Any],  # tensors and plain values
-    path: str | Path,
+    path: str | Path,  # of the file; folders are made
 ) -> Path:  # `path`
     "Write a checkpoint: the whole file appears, or none."
     path = Path(path)
@@ -44,7 +44,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path,
+    path: str | Path,  # of the file
 ) -> dict[str, Any]:  # on the CPU
     "The content of a checkpoint: tensors and plain values only."
     path = Path(path)

@@ -62,13 +62,13 @@ def _phantom(args, overrides) -> int:
 
 def _download(args, overrides) -> int:
     from neuroseg3d.data import download
-    print(download(args.output_dir))
+    print(download(Path(args.output_dir) / 'Task01_BrainTumour'))
     return 0
 
 
 def _eda(args, overrides) -> int:
     from neuroseg3d.eda import write_eda
-    print(write_eda(args.data, args.output_dir))
+    print(write_eda(args.data, args.output_dir, report=print, schema=args.schema))
     return 0
 
 
@@ -173,6 +173,7 @@ def _add_data_commands(commands) -> None:
                    'neuroseg3d eda --data data/Task01_BrainTumour --output_dir runs/eda')
     eda.add_argument('--data', required=True, help='cohort in any supported layout')
     eda.add_argument('--output_dir', required=True)
+    eda.add_argument('--schema', help='label schema of its cases (default: what files or layout say)')
 
 
 def _add_model_commands(commands) -> None:

@@ -72,7 +72,8 @@ class Data:
                   'foreground_fraction': 0 <= self.foreground_fraction <= 1, 'patch_size': min(self.patch_size) > 0,
                   'steps_per_epoch': self.steps_per_epoch > 0, 'workers': self.workers >= -1}
         for name in (n for n, good in bounds.items() if not good):
-            raise InputError(f'data.{name}: found {getattr(self, name)}, which is out of range (n_folds is {self.n_folds})')
+            raise InputError(f'data.{name}: found {getattr(self, name)}, which is out of range '
+                             f'(n_folds is {self.n_folds})')
 
 # %% ../nbs/06_data.ipynb #ff22edfc
 #: The Decathlon's brain tumours as MONAI hosts them, and the MD5 that MONAI's DecathlonDataset expects.
@@ -276,7 +277,8 @@ class Split:
     @property
     def digest(self) -> str:  # hex
         "One hash for the whole of it: data and folds, whatever the files' names and times."
-        facts = {i: [c['patient'], c['fold'], {r: f['sha256'] for r, f in c['files'].items()}] for i, c in self.cases.items()}
+        facts = {i: [c['patient'], c['fold'], {r: f['sha256'] for r, f in c['files'].items()}]
+                 for i, c in self.cases.items()}
         return hashlib.sha256(json.dumps([self.n_folds, facts], sort_keys=True).encode()).hexdigest()
 
 
@@ -299,17 +301,19 @@ def make_split(
     seed: int = 0,  # another seed deals otherwise
 ) -> Split:
     "Deal patients to folds, and hash their files."
-    twice = sorted({s.id for s in studies if sum(t.id == s.id for t in studies) > 1}) if len({s.id for s in studies}) < len(studies) else []
-    if twice:
-        raise InputError(f'cohort: found several studies called {twice[0]}, expected one each')
+    ids = sorted(s.id for s in studies)
+    for name in (a for a, b in zip(ids, ids[1:]) if a == b):
+        raise InputError(f'cohort: found several studies called {name}, expected one each')
     patients = sorted({patient_of(s.id) for s in studies})
     if not 2 <= n_folds <= len(patients):
-        raise InputError(f'cohort: found {len(patients)} patient(s) for {n_folds} folds, expected 2 folds or more and a patient for each')
+        raise InputError(f'cohort: found {len(patients)} patient(s) for {n_folds} folds, expected 2 folds or more and a '
+                         'patient for each')
     order = np.random.RandomState(seed).permutation(len(patients))
     fold = {patients[p]: int(position % n_folds) for position, p in enumerate(order)}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter lock
         facts = list(pool.map(lambda s: {r: _file_facts(p) for r, p in study_files(s).items()}, studies))
-    cases = {s.id: {'patient': patient_of(s.id), 'fold': fold[patient_of(s.id)], 'files': f} for s, f in zip(studies, facts)}
+    cases = {s.id: {'patient': patient_of(s.id), 'fold': fold[patient_of(s.id)], 'files': f}
+             for s, f in zip(studies, facts)}
     return Split(n_folds, seed, dict(sorted(cases.items())))
 
 
@@ -354,7 +358,8 @@ def check_no_leak(
         for patient in {case['patient'], patient_of(case_id)}:
             fold, first = seen.setdefault(patient, (case['fold'], case_id))
             if fold != case['fold']:
-                raise InputError(f'{where}: patient {patient} is in fold {fold} ({first}) and in fold {case["fold"]} ({case_id})')
+                raise InputError(f'{where}: patient {patient} is in fold {fold} ({first}) and in fold {case["fold"]} '
+                                 f'({case_id})')
 
 
 def _check_cohort(split: Split, studies: Sequence[Study], where: str) -> None:
@@ -456,13 +461,18 @@ def look_at_machine(
 @dataclass(frozen=True)
 class MachinePlan:
     "What was found, what was chosen, and why."
-    machine: Machine
+    machine: Machine  # what was found
     cache: str  # 'ram' or 'disk'
     loader: str  # 'process', 'thread' or 'none'
     workers: int  # of that loader
     batch_size: int  # patches a step, of all devices together
     pin_memory: bool  # page-locked batches, for a faster way to the GPU
     reasons: tuple[str, ...]  # a sentence a decision
+
+    @property
+    def at_once(self) -> int:
+        "Cases to prepare at a time: one a core, and no more than one a GB of memory."
+        return int(np.clip(self.machine.ram_gb, 1, self.machine.cores))
 
     def __str__(self) -> str:
         m = self.machine
@@ -584,7 +594,7 @@ class StoredCase:
 @dataclass(frozen=True)
 class Prepare(Transform):
     "From a study on disk to a case in model space."
-    space: Space = Space()
+    space: Space = Space()  # model space
 
     def __call__(
         self,
@@ -894,11 +904,15 @@ class SegmentationData(pl.LightningDataModule):
         if self.data.download and not Path(self.data.root).is_dir():
             download(self.data.root, progress=self.progress)
         studies = self.studies()
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f'data.cache_dir: {self.cache_dir} cannot be made ({error.strerror}); name another') from None
         if not self.split_path.exists():
             save_split(make_split(studies, self.data.n_folds, self.data.seed), self.split_path)
         plan = self._plan(studies)
         if plan.cache == 'disk':
-            cached_cases(studies, self.space, 'disk', self.cache_dir, plan.machine.cores, self.progress)
+            cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress)
 
     def _plan(self, studies: list[Study]) -> MachinePlan:
         return plan_machine(self.data, len(studies), self.case_mb(studies[0]), look_at_machine(self.cache_dir))
@@ -913,7 +927,7 @@ class SegmentationData(pl.LightningDataModule):
         split, self.plan = load_split(self.split_path, studies), self._plan(studies)
         by_id = {s.id: s for s in studies}
         keep = partial(cached_cases, space=self.space, cache=self.plan.cache, cache_dir=self.cache_dir,
-                       threads=self.plan.machine.cores, progress=self.progress)
+                       threads=self.plan.at_once, progress=self.progress)
         self.train_cases = keep([by_id[i] for i in split.train(self.data.fold)])
         self.val_cases = keep([by_id[i] for i in split.val(self.data.fold)])
         self.split = split
@@ -927,7 +941,8 @@ class SegmentationData(pl.LightningDataModule):
         epoch_end = (self.start_step // self.data.steps_per_epoch + 1) * self.data.steps_per_epoch
         end = epoch_end if self.end_step is None else self.end_step
         sampler = StepSampler(self.plan.batch_size, self.start_step, end, *self._rank())
-        patches = PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction, self.augment)
+        patches = PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction,
+                               self.augment)
         return make_loader(patches, sampler, self.plan)
 
     def val_dataloader(self) -> DataLoader:

@@ -34,12 +34,12 @@ def demo_config(
         'data': {'root': str(root / 'cohort'), 'patch_size': 64},
         'space': {'spacing_mm': 2.0},
         'model': {'preset': 'tiny'},
-        'trainer': {'output_dir': str(root / 'train'), 'max_steps': 600, 'val_every_steps': 150},
+        'trainer': {'output_dir': str(root / 'train'), 'max_steps': 1200, 'val_every_steps': 300},
     })
 
 
 def run_demo(
-    output_dir: str | Path = 'runs/demo',
+    output_dir: str | Path = 'runs/demo',  # holds the cohort, the run, predictions, scores and report
 ) -> Path:  # the report
     "Make a cohort, train, segment its test cases, score them and write the report; continue what is there."
     root = Path(output_dir)

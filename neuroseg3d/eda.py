@@ -72,7 +72,7 @@ _PATIENTS = (r'(BraTS-[A-Za-z]+-\d+)-\d+', r'(TCGA-\w{2}-\w{4})\b.*', r'(UCSF-PD
 
 
 def patient_id(
-    case_id: str,
+    case_id: str,  # such as BraTS-GLI-00005-001
 ) -> str:  # the case itself where its name follows no known convention
     "The patient that a case is of, by the naming of BraTS 2023, TCGA, UCSF-PDGM and UPENN-GBM."
     for pattern in _PATIENTS:
@@ -83,7 +83,7 @@ def patient_id(
 
 
 def content_hash(
-    case: Case,
+    case: Case,  # on its native grid
 ) -> str:  # 16 hexadecimal digits
     "A hash of the voxels in RAS order: equal for equal images, whatever the files are called or how they are stored."
     digest = hashlib.sha256()
@@ -111,7 +111,7 @@ def _places(brain: np.ndarray, points: int) -> np.ndarray:
 
 
 def thumbnail(
-    case: Case,
+    case: Case,  # on its native grid
     points: int = 14,  # samples along each axis of the brain
     blur_mm: float = 6.0,  # standard deviation of the blur
 ) -> np.ndarray:  # float32 (4 * points**3,)

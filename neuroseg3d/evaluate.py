@@ -55,8 +55,8 @@ def find_labels(
 
 
 def pair_labels(
-    predictions: dict[str, LabelFile],
-    references: dict[str, LabelFile],
+    predictions: dict[str, LabelFile],  # by case
+    references: dict[str, LabelFile],  # by case; there may be more
 ) -> list[tuple[str, LabelFile, LabelFile]]:  # case, prediction, reference
     "Predictions with their references; a prediction without one is an error."
     if len(predictions) == len(references) == 1:  # two files: their names need not agree
@@ -71,8 +71,8 @@ def pair_labels(
 # %% ../nbs/11a_evaluate.ipynb #4ef2251b
 def evaluate_pair(
     case: str,  # for the rows and errors
-    prediction: LabelFile,
-    reference: LabelFile,
+    prediction: LabelFile,  # of a model
+    reference: LabelFile,  # of an expert
     pred_schema: str | None = None,  # overrides what the file says
     ref_schema: str | None = None,  # overrides what the layout says
     empty: str = 'brats',  # policy for empty masks, as in `score_case`
@@ -113,7 +113,7 @@ def evaluate(
 def write_metrics(
     rows: Iterable[dict],  # of `score_case`
     summary: dict,  # of `summarise`
-    output_dir: Path,
+    output_dir: Path,  # made if absent
 ) -> None:
     "Write metrics.csv (a row a case and region) and summary.json."
     rows = list(rows)

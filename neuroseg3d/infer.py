@@ -57,7 +57,7 @@ def choose_device(
 
 
 def predict_case(
-    model: Model,
+    model: Model,  # of `load_model`
     case: Case,  # on its native grid
     device: str = 'auto',  # where the networks run
     threshold: float = 0.5,  # probability above which a voxel belongs to a region
@@ -72,11 +72,11 @@ def predict_case(
 
 # %% ../nbs/11_infer.ipynb #c5797483
 def infer_file(
-    model: Model,
+    model: Model,  # of `load_model`
     source: Study | str | Path | Iterable[str | Path] | Mapping[str, str | Path],  # anything `read_case` takes
     output: str | Path,  # label map to write, .nii or .nii.gz
     schema: str | None = None,  # of the ids to write; None: the input cohort's, else 'msd'
-    device: str = 'auto',
+    device: str = 'auto',  # as in `choose_device`
     progress: Callable[[int, int], None] | None = None,  # called with windows done and windows in all
 ) -> Prediction:
     "Segment a study and write its label map on its own grid; the file appears when it is complete."
@@ -88,11 +88,11 @@ def infer_file(
 
 # %% ../nbs/11_infer.ipynb #05a7daf4
 def infer_cohort(
-    model: Model,
-    studies: Iterable[Study],
+    model: Model,  # of `load_model`
+    studies: Iterable[Study],  # such as those of `find_cases`
     output_dir: str | Path,  # one <case id>.nii.gz a case, and manifest.json
     schema: str | None = None,  # of the ids to write; None: the input cohort's, else 'msd'
-    device: str = 'auto',
+    device: str = 'auto',  # as in `choose_device`
     report: Callable[[str], None] = print,  # gets one line a case
 ) -> dict[str, str]:  # case id -> error, for the cases that failed
     "Segment every case of a cohort; skip those that this model has finished."

@@ -29,15 +29,15 @@ from tqdm import tqdm
 from .core import MODALITIES, Case, Geometry, InputError, Label
 
 # %% auto #0
-__all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'TEXTURE', 'FIELD_MM', 'GENERATOR', 'stream',
-           'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas', 'signed_distance', 'load_atlas',
-           'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head', 'TumourPlan', 'draw_site',
-           'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen', 'sample_anatomy', 'lattice_axes', 'inflate',
-           'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto', 'enhancement_mm', 'Lesion', 'render_lesion',
-           'draw_contrast', 'soft', 'white_matter_spots', 'vessels', 'cover_of', 'paint', 'to_scanner_units', 'rician',
-           'acquire_slices', 'draw_resolution_mm', 'acquire', 'check_spacing', 'phantom_geometry', 'brain_box',
-           'box_axes', 'average_parts', 'make_phantom', 'best_threshold_dice', 'label_contrast', 'case_seed',
-           'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
+__all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'TEXTURE', 'NOISE', 'FIELD_MM', 'GENERATOR',
+           'stream', 'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas', 'signed_distance',
+           'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head', 'TumourPlan',
+           'draw_site', 'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen', 'sample_anatomy', 'lattice_axes',
+           'inflate', 'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto', 'enhancement_mm', 'Lesion',
+           'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft', 'white_matter_spots', 'vessels', 'cover_of',
+           'paint', 'to_scanner_units', 'rician', 'acquire_slices', 'draw_resolution_mm', 'acquire', 'check_spacing',
+           'phantom_geometry', 'brain_box', 'box_axes', 'average_parts', 'make_phantom', 'best_threshold_dice',
+           'label_contrast', 'case_seed', 'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
 
 # %% ../nbs/02_phantom.ipynb #97b58ac3
 def stream(
@@ -221,9 +221,9 @@ def draw_head(
 # %% ../nbs/02_phantom.ipynb #e00a4140
 #: Kind of tumour -> (share of the cohort, smallest and largest fraction of WT that is core).
 KINDS: dict[str, tuple[float, tuple[float, float]]] = {
-    'ring': (0.47, (0.25, 0.60)),
+    'ring': (0.49, (0.25, 0.60)),
     'solid': (0.17, (0.35, 0.90)),
-    'tiny': (0.12, (0.30, 0.65)),
+    'tiny': (0.10, (0.30, 0.65)),
     'none': (0.24, (0.35, 0.80)),
 }
 
@@ -239,6 +239,7 @@ class TumourPlan:
     rim_mm: float  # thickness of an enhancing rim
     completeness: float  # share of a rim, or of a solid core, that enhances
     push: float  # mass effect, 0 none .. 0.5 strong
+    sparing_mm: float  # how far from cortex the edema stops
 
 
 def draw_site(
@@ -277,7 +278,8 @@ def draw_tumour(
     others = main + direction * rng.uniform(0.8, 1.7, (count - 1, 1)) * radius
     sizes = np.concatenate([[1.0], rng.uniform(0.35, 0.8, count - 1)])
     return TumourPlan(kind, wt_ml, tc_ml, np.vstack([main, others]), sizes,
-                      rim_mm=rng.uniform(3.0, 6.5), completeness=rng.uniform(0.5, 1.0), push=rng.uniform(0.1, 0.5))
+                      rim_mm=rng.uniform(3.0, 6.5), completeness=rng.uniform(0.5, 1.0), push=rng.uniform(0.1, 0.5),
+                      sparing_mm=rng.uniform(1.0, 10.0))
 
 # %% ../nbs/02_phantom.ipynb #d044c115
 @dataclass(frozen=True)
@@ -381,7 +383,7 @@ def grow_core(
         balls.append(np.sqrt(gap[0]**2 + gap[1]**2 + gap[2]**2) - np.float32(size * radius))
     far = np.minimum.reduce(balls)
     far += np.float32(0.2 * radius * rng.uniform(0.5, 1.4)) * smooth_field(rng, axes, 18.0)
-    far += np.float32(rng.uniform(0.6, 1.5)) * smooth_field(rng, axes, 6.0)
+    far += np.float32(rng.uniform(0.8, 2.2)) * smooth_field(rng, axes, 7.0)
     far += 7 * ndimage.gaussian_filter(tissue.csf, 0.8)
     allowed = tissue.depth_mm > 0.5
     core = allowed & (far < inflate(far, allowed, plan.tc_ml))
@@ -420,13 +422,15 @@ class Growth:
 
 def front_mm(
     head: Head,  # the patient
+    plan: TumourPlan,  # the tumour
     arrival_mm: np.ndarray,  # way of the front, on the grid
     tissue: Anatomy,  # on the grid
     axes: Sequence[np.ndarray],  # the grid
 ) -> np.ndarray:  # float32
     "The front's way with the detail that the lattice is too coarse for: it stops short of cortex and fluid."
     detail = np.float32(1.2) * smooth_field(stream(head.seed, 'fringe'), axes, 5.0)
-    return arrival_mm + detail + np.float32(9) * tissue.gm + np.float32(60) * np.clip(tissue.csf - 0.35, 0, 1)
+    fluid = np.float32(60) * np.clip(tissue.csf - 0.35, 0, 1)
+    return arrival_mm + detail + np.float32(plan.sparing_mm) * tissue.gm + fluid
 
 
 def grow(
@@ -438,7 +442,7 @@ def grow(
     tissue = sample_anatomy(head, plan, axes)
     core_mm = grow_core(head, plan, tissue, axes)
     arrival = grow_edema(head, core_mm, tissue, axes)
-    front = np.where(core_mm > 0, -99, front_mm(head, arrival, tissue, axes))
+    front = np.where(core_mm > 0, -99, front_mm(head, plan, arrival, tissue, axes))
     return Growth(axes, core_mm, arrival, inflate(front, tissue.brain, plan.wt_ml))
 
 # %% ../nbs/02_phantom.ipynb #667e9f22
@@ -466,13 +470,14 @@ def _rim(plan: TumourPlan, rng: np.random.Generator, axes: Sequence[np.ndarray],
     thickness = np.float32(plan.rim_mm) * np.exp(np.float32(0.25) * smooth_field(rng, axes, 14.0))
     rim = np.minimum(core_mm, thickness - core_mm)
     gap = smooth_field(rng, axes, 16.0) + np.float32(2.4 * (plan.completeness - 0.5))
-    septum = np.float32(2.2) - np.float32(9) * np.abs(smooth_field(rng, axes, 15.0)) + np.float32(rng.uniform(-3, 0.5))
+    half = np.float32(rng.uniform(1.3, 2.2) if rng.random() < 0.35 else -9)
+    septum = half - np.float32(11) * np.abs(smooth_field(rng, axes, 15.0))
     return np.maximum(np.minimum(rim, np.float32(5) * (gap + np.float32(0.9))), np.minimum(septum, core_mm))
 
 
 def _patches(plan: TumourPlan, rng: np.random.Generator, axes: Sequence[np.ndarray], core_mm: np.ndarray) -> np.ndarray:
     "Margin of patchy enhancement in a solid tumour."
-    patches = smooth_field(rng, axes, 9.0) + np.float32(0.35) * smooth_field(rng, axes, 4.5)
+    patches = smooth_field(rng, axes, 10.0) + np.float32(0.2) * smooth_field(rng, axes, 5.0)
     return np.minimum(core_mm, np.float32(5) * (patches + np.float32(2.0 * (plan.completeness - 0.7))))
 
 
@@ -482,7 +487,7 @@ def _nodule(plan: TumourPlan, rng: np.random.Generator, axes: Sequence[np.ndarra
     centre = plan.foci_mm[0] + rng.normal(size=3) * 0.35 * radius
     gap = [np.asarray(a, np.float32) - np.float32(c) for a, c in zip(axes, centre)]
     far = np.sqrt(gap[0][:, None, None]**2 + gap[1][None, :, None]**2 + gap[2][None, None, :]**2)
-    return np.minimum(core_mm, np.float32(rng.uniform(4.5, 7.5)) - far + smooth_field(rng, axes, 5.0))
+    return np.minimum(core_mm, np.float32(rng.uniform(6.0, 9.0)) - far + smooth_field(rng, axes, 5.0))
 
 
 def enhancement_mm(
@@ -526,7 +531,7 @@ def render_lesion(
     core = core + np.float32(0.5) * smooth_field(stream(head.seed, 'fray'), axes, 4.0)
     core[~tissue.brain] = -99
     arrival = onto(growth.arrival_mm, growth.axes, axes, 999)
-    edema = np.float32(growth.stop_mm) - front_mm(head, arrival, tissue, axes)
+    edema = np.float32(growth.stop_mm) - front_mm(head, plan, arrival, tissue, axes)
     edema[~tissue.brain] = -99
     share = np.clip(arrival / np.float32(max(growth.stop_mm, 1.0)), 0, 1)
     return Lesion(edema, core, enhancement_mm(head, plan, core, axes), share)
@@ -537,8 +542,8 @@ CONTRAST: dict[str, tuple[tuple[float, float], ...]] = {
     'wm': ((-0.10, 0.20), (0.70, 0.12), (0.65, 0.15), (-0.45, 0.15)),
     'gm': ((0.25, 0.20), (-0.35, 0.15), (-0.30, 0.20), (0.15, 0.15)),
     'csf': ((-2.10, 0.40), (-2.40, 0.30), (-2.10, 0.30), (2.60, 0.50)),
-    'edema': ((1.60, 0.40), (0.15, 0.22), (0.05, 0.25), (0.95, 0.30)),
-    'necrosis': ((1.70, 0.95), (-0.35, 0.35), (-0.65, 0.30), (2.10, 0.70)),
+    'edema': ((1.60, 0.40), (-0.05, 0.25), (-0.05, 0.25), (1.15, 0.30)),
+    'necrosis': ((1.60, 0.85), (-0.35, 0.35), (-0.65, 0.30), (2.10, 0.70)),
     'bulk': ((1.75, 0.45), (-0.60, 0.25), (-0.70, 0.30), (1.80, 0.50)),
     'enhancing': ((1.60, 0.60), (0.40, 0.25), (2.60, 0.55), (1.35, 0.35)),
     'vessel': ((-0.80, 0.40), (-0.60, 0.40), (3.00, 0.60), (-0.60, 0.50)),
@@ -546,18 +551,33 @@ CONTRAST: dict[str, tuple[tuple[float, float], ...]] = {
 }
 
 
+def visible_boundaries(
+    drawn: dict[str, np.ndarray],  # tissue -> z-scores of the four sequences
+) -> dict[str, np.ndarray]:
+    "Least contrasts by which an annotator tells edema from cortex, and core from edema."
+    edema = drawn['edema']
+    edema[0] = max(edema[0], drawn['gm'][0] + 0.75)
+    for core in ('necrosis', 'bulk'):
+        drawn[core][1:3] = np.minimum(drawn[core][1:3], edema[1:3] - np.float32([0.30, 0.40]))
+        drawn[core][3] = max(drawn[core][3], edema[3] + 0.35)
+    drawn['enhancing'][2] = max(drawn['enhancing'][2], drawn['wm'][2] + 0.8)
+    return drawn
+
+
 def draw_contrast(
     seed: int,  # the patient
 ) -> dict[str, np.ndarray]:  # tissue -> z-scores of the four sequences, float32 (4,)
     "Intensities of each tissue in this exam; one in eight tumours shows little contrast."
     rng = stream(seed, 'contrast')
-    drawn = {t: np.array([rng.normal(m, sd) for m, sd in values], dtype=np.float32) for t, values in CONTRAST.items()}
+    drawn = {t: np.array([m + sd * np.clip(rng.normal(), -2.2, 2.2) for m, sd in values], dtype=np.float32)
+             for t, values in CONTRAST.items()}
     faint = np.float32(rng.uniform(0.5, 0.7) if rng.random() < 0.125 else 1.0)
     for tissue in ('edema', 'necrosis', 'bulk', 'enhancing'):
         healthy = (drawn['wm'] + drawn['gm']) / 2
         drawn[tissue] = healthy + faint * (drawn[tissue] - healthy)
-    drawn['edema'][0] = max(drawn['edema'][0], drawn['gm'][0] + 0.55)
-    return drawn
+    if rng.random() < 0.2:
+        drawn['necrosis'][0] = rng.uniform(-0.8, 0.6)  # a cyst: its fluid is dark on FLAIR
+    return visible_boundaries(drawn)
 
 # %% ../nbs/02_phantom.ipynb #e08644e9
 def soft(
@@ -575,8 +595,8 @@ def white_matter_spots(
 ) -> np.ndarray:  # float32, 0..1
     "How far white matter has turned bright with age: caps around the ventricles and scattered spots."
     rng = stream(seed, 'spots')
-    severity = np.float32(rng.uniform(0, 1))
-    reach = np.float32(2 + 8 * severity) * np.exp(np.float32(0.6) * smooth_field(rng, axes, 12.0))
+    severity = np.float32(rng.uniform(0, 1) ** 1.5)
+    reach = np.float32(2 + 6 * severity) * np.exp(np.float32(0.5) * smooth_field(rng, axes, 12.0))
     caps = soft(reach - tissue.ventricle_mm, 0.8)
     spots = smooth_field(rng, axes, 4.0) - np.float32(3.1 - 1.1 * severity)
     return np.maximum(caps, soft(spots, 0.17) * (tissue.ventricle_mm < 40)) * tissue.wm
@@ -589,11 +609,11 @@ def vessels(
 ) -> np.ndarray:  # float32, 0..1
     "Veins between the gyri, the sinus in the midline, and choroid plexus: what takes up gadolinium besides tumour."
     rng = stream(seed, 'vessels')
-    a, b = (smooth_field(rng, axes, 9.0) for _ in range(2))
-    tubes = np.exp(-(a**2 + b**2) / np.float32(2 * 0.16**2))
+    a, b = (smooth_field(rng, axes, 10.0) for _ in range(2))
+    tubes = np.exp(-(a**2 + b**2) / np.float32(2 * 0.22**2))
     around = np.clip(tissue.csf * 2, 0, 1) * (tissue.ventricle_mm > 6) * (tissue.depth_mm < 32)
     midline = np.exp(-(np.asarray(axes[0], np.float32) / np.float32(2.5))**2)[:, None, None]
-    behind = (np.asarray(axes[2], np.float32)[None, None, :] > 0) | (np.asarray(axes[1], np.float32)[None, :, None] < -45)
+    behind = (np.asarray(axes[2])[None, None, :] > 0) | (np.asarray(axes[1])[None, :, None] < -45)
     sinus = midline * behind * np.exp(-(tissue.depth_mm / np.float32(3.5))**2)
     dura = np.exp(-(tissue.depth_mm / np.float32(1.2))**2) * (smooth_field(rng, axes, 14.0) > rng.uniform(0.2, 1.6))
     plexus = (tissue.ventricle_mm < 1) * np.clip(smooth_field(rng, axes, 5.0) - 1, 0, 1)
@@ -608,10 +628,10 @@ def cover_of(
 ) -> dict[str, np.ndarray]:  # tissue -> opacity 0..1, painted in this order
     "What of a tumour is painted over healthy tissue, and how opaque."
     rng = stream(seed, 'cover')
-    fade = np.float32(rng.uniform(0.05, 0.35)) * lesion.share + np.float32(0.08) * np.abs(smooth_field(rng, axes, 9.0))
+    fade = np.float32(rng.uniform(0.0, 0.3)) * lesion.share + np.float32(0.08) * np.abs(smooth_field(rng, axes, 9.0))
     core = 'bulk' if plan.kind in ('none', 'tiny') else 'necrosis'
     return {
-        'edema': soft(lesion.edema_mm, 0.8) * np.clip(1 - fade, 0.5, 1),
+        'edema': soft(lesion.edema_mm, 0.8) * np.clip(1 - fade, 0.65, 1),
         core: soft(lesion.core_mm),
         'enhancing': soft(np.minimum(lesion.core_mm, lesion.enhancing_mm)),
     }
@@ -619,7 +639,7 @@ def cover_of(
 
 #: Tissue -> standard deviation of its texture in z-scores, for FLAIR, T1w, T1gd, T2w.
 TEXTURE: dict[str, tuple[float, ...]] = {
-    'edema': (0.35, 0.15, 0.15, 0.30), 'necrosis': (0.60, 0.30, 0.30, 0.60), 'bulk': (0.35, 0.22, 0.25, 0.40),
+    'edema': (0.32, 0.15, 0.15, 0.30), 'necrosis': (0.55, 0.30, 0.30, 0.60), 'bulk': (0.35, 0.22, 0.25, 0.40),
     'enhancing': (0.50, 0.30, 0.80, 0.40), 'healthy': (0.16, 0.14, 0.14, 0.16),
 }
 
@@ -634,9 +654,10 @@ def paint(
     mean, rng = draw_contrast(seed), stream(seed, 'texture')
     spots, veins = white_matter_spots(seed, tissue, axes), vessels(seed, tissue, axes)
     layers = {'spot': spots, 'vessel': veins, **cover}
-    coarse, images = smooth_field(rng, axes, 6.0), []
+    broad = np.float32(0.55) * smooth_field(rng, axes, 6.0) + np.float32(0.6) * smooth_field(rng, axes, 14.0)
+    images = []
     for i in range(len(MODALITIES)):
-        grain = np.float32(0.75) * smooth_field(rng, axes, 3.0) + np.float32(0.65) * coarse
+        grain = np.float32(0.58) * smooth_field(rng, axes, 3.0) + broad
         image = sum(mean[t][i] * getattr(tissue, t) for t in ('wm', 'gm', 'csf'))
         image += np.float32(TEXTURE['healthy'][i]) * grain
         for name, opacity in layers.items():
@@ -655,7 +676,7 @@ def to_scanner_units(
     rng, out = stream(seed, 'scanner'), []
     for contrast in image:
         spread = np.float32(rng.uniform(0.22, 0.34))  # standard deviation over mean within the brain
-        bias = np.exp(np.float32(rng.uniform(0.02, 0.07)) * smooth_field(rng, axes, 60.0))
+        bias = np.exp(np.float32(rng.uniform(0.02, 0.10)) * smooth_field(rng, axes, 60.0))
         level = np.float32(np.exp(rng.uniform(np.log(250), np.log(1500))))
         out.append(np.maximum(1 + spread * contrast, np.float32(0.04)) * bias * level)
     return np.stack(out)
@@ -705,6 +726,11 @@ def draw_resolution_mm(
     return resolution
 
 
+#: Noise of each sequence relative to its mean signal, smallest and largest.
+NOISE: dict[str, tuple[float, float]] = {
+    'FLAIR': (0.02, 0.08), 'T1w': (0.02, 0.06), 'T1gd': (0.02, 0.05), 'T2w': (0.02, 0.05)}
+
+
 def acquire(
     seed: int,  # the patient
     signal: np.ndarray,  # scanner units without noise, (4, X, Y, Z)
@@ -715,7 +741,7 @@ def acquire(
     for modality, image in zip(MODALITIES, signal):
         rng = stream(seed, f'acquisition {modality}')
         step = draw_resolution_mm(rng, modality) / np.asarray(spacing_mm)
-        sigma = rng.uniform(0.015, 0.045) * float(image[image > 0].mean())
+        sigma = rng.uniform(*NOISE[modality]) * float(image[image > 0].mean())
         out.append(acquire_slices(rng, image, sigma, np.where(step > 1.3, step, 1.0)))
     return np.stack(out)
 
@@ -790,9 +816,9 @@ def average_parts(
     "Mean over the thin slices of each voxel."
     for axis, k in zip((-3, -2, -1), parts):
         if k > 1:
-            shape = list(volume.shape)
-            position = volume.ndim + axis
-            volume = volume.reshape(shape[:position] + [shape[position] // k, k] + shape[position + 1:]).mean(axis=position + 1)
+            at = volume.ndim + axis
+            split = (*volume.shape[:at], volume.shape[at] // k, k, *volume.shape[at + 1:])
+            volume = volume.reshape(split).mean(axis=at + 1)
     return volume
 
 
@@ -844,11 +870,12 @@ def label_contrast(
     for image in case.image:
         inside = image[image != 0]
         scores.append((image - inside.mean()) / inside.std())
-    return {name: np.array([(z[part].mean(), z[part].std()) for z in scores]) for name, part in parts.items() if part.any()}
+    return {name: np.array([(z[part].mean(), z[part].std()) for z in scores])
+            for name, part in parts.items() if part.any()}
 
 # %% ../nbs/02_phantom.ipynb #385c41ce
 #: Changes whenever the same seed would give other voxels.
-GENERATOR: str = '1'
+GENERATOR: str = '2'
 
 
 def case_seed(
@@ -861,7 +888,8 @@ def case_seed(
 
 def _names(n: int, n_test: int) -> dict[str, list[str]]:
     "Names of the cases by part of the cohort."
-    return {'Tr': [f'PHANTOM_{i:03d}' for i in range(1, n + 1)], 'Ts': [f'PHANTOM_T{i:03d}' for i in range(1, n_test + 1)]}
+    return {'Tr': [f'PHANTOM_{i:03d}' for i in range(1, n + 1)],
+            'Ts': [f'PHANTOM_T{i:03d}' for i in range(1, n_test + 1)]}
 
 
 def _paths(folder: Path, part: str, name: str) -> tuple[Path, Path]:
@@ -903,7 +931,7 @@ def describe_cohort(
     "Contents of dataset.json."
     return {
         'name': 'PHANTOM',
-        'description': 'In-silico brain tumours (neuroseg3d.phantom): no real patients; for tests, teaching and research',
+        'description': 'In-silico brain tumours (neuroseg3d.phantom): no real patients; for tests and teaching',
         'reference': 'MNI152 atlas, ICBM (Fonov et al. 2011), as shipped with nilearn',
         'licence': 'Apache-2.0',
         'tensorImageSize': '4D',

@@ -326,9 +326,9 @@ def _tail(provenance: Mapping) -> str:
 def write_report(
     results: Iterable[CaseResult],  # consumed one at a time; a generator keeps one case in memory
     path: str | Path,  # the HTML file; its folder is made
-    title: str = 'Segmentation report',
+    title: str = 'Segmentation report',  # at the head of the page
     provenance: Mapping | None = None,  # what was run: model, command, seed, ...
-    options: ReportOptions = ReportOptions(),
+    options: ReportOptions = ReportOptions(),  # how much is shown of a case
 ) -> Path:  # `path`
     "Write results as one self-contained HTML page; complete or not at all."
     path, rows = Path(path), []
@@ -379,7 +379,7 @@ def report_cohort(
     path: str | Path,  # the HTML file
     pred_schema: str | None = None,  # label schema of the predictions; None: what the files say
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
-    title: str = 'Segmentation report',
+    title: str = 'Segmentation report',  # at the head of the page
     provenance: Mapping | None = None,  # more to say about what was run
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."

@@ -87,7 +87,7 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class LoggerConfig:
     "Where metrics go."
-    kind: Literal['csv', 'tensorboard', 'wandb', 'none'] = 'csv'
+    kind: Literal['csv', 'tensorboard', 'wandb', 'none'] = 'csv'  # tensorboard needs its package
     project: str = 'neuroseg3d'  # W&B project
     name: str | None = None  # name of the run; None lets the logger choose
     mode: Literal['auto', 'online', 'offline'] = 'auto'  # W&B; auto is online where credentials are found
@@ -96,15 +96,15 @@ class LoggerConfig:
 @dataclass(frozen=True)
 class Config:
     "Everything that defines a run."
-    data: Data = field(default_factory=Data)
-    space: Space = field(default_factory=Space)
-    augment: Augment = field(default_factory=Augment)
-    model: UNetConfig = field(default_factory=UNetConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: Optim = field(default_factory=Optim)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    infer: Windows = field(default_factory=Windows)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    data: Data = field(default_factory=Data)  # cases and batches
+    space: Space = field(default_factory=Space)  # what the network sees
+    augment: Augment = field(default_factory=Augment)  # how patches are varied
+    model: UNetConfig = field(default_factory=UNetConfig)  # the network
+    loss: LossConfig = field(default_factory=LossConfig)  # what is optimised
+    optim: Optim = field(default_factory=Optim)  # optimiser and schedule
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)  # how long, how often, on what
+    infer: Windows = field(default_factory=Windows)  # how volumes are looked at
+    logger: LoggerConfig = field(default_factory=LoggerConfig)  # where metrics go
 
     def __post_init__(self):
         wanted, found = get_targets(self.loss.targets).out_channels, self.model.out_channels
@@ -114,7 +114,7 @@ class Config:
 # %% ../nbs/10_train.ipynb #bfbde68a
 def learning_rate_factor(
     step: int,  # optimiser step, from 0
-    optim: Optim,
+    optim: Optim,  # peak, end and warm-up
     max_steps: int,  # length of the run
 ) -> float:  # fraction of the peak learning rate, in [0, 1]
     "Linear warm-up and cosine decay over the real length of the run (Loshchilov & Hutter 2017)."
@@ -135,7 +135,7 @@ def _ema_update(decay: float):
 
 
 def parameter_groups(
-    network: torch.nn.Module,
+    network: torch.nn.Module,  # to be optimised
     weight_decay: float,  # for weights; norms and biases get none
 ) -> list[dict[str, Any]]:
     "Parameters with and without weight decay."
@@ -325,7 +325,7 @@ def has_wandb_credentials() -> bool:
 
 
 def make_logger(
-    config: Config,
+    config: Config,  # of the run
     output_dir: Path,  # of the run
 ):  # a Lightning logger, or False
     "The logger that the configuration asks for."
@@ -430,7 +430,7 @@ def check_same_run(
 
 # %% ../nbs/10_train.ipynb #9652fcda
 def make_trainer(
-    config: Config,
+    config: Config,  # of the run
     output_dir: Path,  # of the run
 ) -> pl.Trainer:
     "The Lightning trainer of a run."
@@ -490,7 +490,7 @@ class RunData(SegmentationData):
 
 
 def open_data(
-    config: Config,
+    config: Config,  # of the run
     start_step: int = 0,  # optimiser step that the run goes on at
     progress: bool = True,  # show bars while cases are cached
 ) -> RunData:
@@ -513,7 +513,7 @@ def provenance_of(
 
 # %% ../nbs/10_train.ipynb #9cad0717
 def fit(
-    config: Config,
+    config: Config,  # of the run
     ckpt_path: str | Path | None = None,  # checkpoint to resume from
     resume: Literal['never', 'auto'] = 'never',  # 'auto' continues the run in output_dir where there is one
     verbose: bool = True,  # print the machine plan and where things lie

@@ -14,7 +14,7 @@ from neuroseg3d.transforms import Record, Space, regions_to_native, to_model_spa
 
 ORDERS = list(permutations(range(3)))
 SIGNS = list(product((-1, 1), repeat=3))
-few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def make_case(spacing, shape, order, signs, angles, offset, seed, radius_mm=18.0) -> Case:

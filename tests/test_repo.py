@@ -129,7 +129,7 @@ def test_exported_cells_have_prose_before_them(path):
 
 @each_notebook
 def test_every_flag_is_one_that_the_tools_know(path):
-    known = {'hide', 'export', 'exports', 'exporti', 'default_exp', 'slow', 'gpu', 'eval:', 'echo:', 'output:', 'hide_line',
+    known = {'hide', 'export', 'exports', 'exporti', 'default_exp', 'slow', 'gpu', 'msd', 'eval:', 'echo:', 'output:', 'hide_line',
              'fig-cap:', 'fig-alt:', 'label:', 'code-fold:', 'code-summary:', 'column:', 'layout-ncol:', 'tbl-cap:'}
     for cell in read(path):
         if cell['cell_type'] == 'code':
