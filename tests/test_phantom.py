@@ -69,7 +69,8 @@ def test_what_is_read_is_what_was_made(tmp_path):
         assert case.geometry.spacing_mm == pytest.approx((4, 4, 6)) and case.label.any()
 
 
-@pytest.mark.parametrize('spacing, shape', [(1.9, (97, 101, 83)), ((3.1, 2.9, 5.0), None), (4, (33, 34, 35)), (6, (12, 40, 9))])
+@pytest.mark.parametrize('spacing, shape', [(1.9, (97, 101, 83)), ((3.1, 2.9, 5.0), None), (4, (33, 34, 35)),
+                                            (6, (12, 40, 9))])
 def test_any_grid(spacing, shape):
     case = make_phantom(5, spacing, shape)
     wt, tc, et = labels_to_regions(case.label)
