@@ -203,3 +203,10 @@ def test_preparing_is_the_one_preprocessing(cohort, cases):
         whole = stored.cut((0, 0, 0), stored.shape)
         assert torch.equal(whole['image'], model.image) and torch.equal(whole['label'], model.label)
         assert torch.equal(Prepare()(study).image, model.image)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(cohort, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    config = Data(root=str(cohort), n_folds=2, cache_dir=str(tmp_path / 'file' / 'cache'))
+    with pytest.raises(InputError, match='data.cache_dir: .*file/cache cannot be made'):
+        SegmentationData(config, progress=False).prepare_data()
