@@ -56,21 +56,20 @@ class Data:
     download: bool = False  # fetch the Decathlon's Task01_BrainTumour (7.1 GB) when `root` is absent
     schema: str | None = None  # label schema of the files; None: what their layout implies
     cache_dir: str | None = None  # for the split file and cached cases; None: `.neuroseg3d` within `root`
-    n_folds: int = 5  # patients are dealt to so many folds
+    n_folds: int = 5  # patients are dealt to so many folds; 1 holds nobody out: every case trains and validates
     fold: int = 0  # the fold that is held out for validation, from 0
     seed: int = 0  # of the folds, of the patches and of their augmentation
     patch_size: tuple[int, int, int] = (96, 96, 96)  # voxels in model space
     batch_size: int = 2  # patches a step, of all devices together; 0: from the GPU's memory
     foreground_fraction: float = 0.5  # share of patches that are centred on a tumour voxel, each label alike
-    steps_per_epoch: int = 250  # steps that are called an epoch
-    cache: Literal['auto', 'ram', 'disk'] = 'auto'  # where cases in model space are kept; auto: by the memory there is
-    loader: Literal['auto', 'process', 'thread', 'none'] = 'auto'  # who makes patches; auto: by cores and /dev/shm
+    cache: Literal['auto', 'ram', 'disk'] = 'auto'  # where cases in model space are kept: auto (by the memory there is), ram, disk
+    loader: Literal['auto', 'process', 'thread', 'none'] = 'auto'  # who makes patches: auto (by cores and /dev/shm), process, thread, none
     workers: int = -1  # how many of them; -1: by cores
 
     def __post_init__(self):
-        bounds = {'n_folds': self.n_folds >= 2, 'fold': 0 <= self.fold < self.n_folds, 'batch_size': self.batch_size >= 0,
+        bounds = {'n_folds': self.n_folds >= 1, 'fold': 0 <= self.fold < self.n_folds, 'batch_size': self.batch_size >= 0,
                   'foreground_fraction': 0 <= self.foreground_fraction <= 1, 'patch_size': min(self.patch_size) > 0,
-                  'steps_per_epoch': self.steps_per_epoch > 0, 'workers': self.workers >= -1}
+                  'workers': self.workers >= -1}
         for name in (n for n, good in bounds.items() if not good):
             raise InputError(f'data.{name}: found {getattr(self, name)}, which is out of range '
                              f'(n_folds is {self.n_folds})')
@@ -124,7 +123,7 @@ def fetch(
     path, left, wait_s = Path(path), retries, 0.5
     part = path.with_name(path.name + '.part')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(unit='B', unit_scale=True, desc=path.name, disable=not progress) as bar:
+    with tqdm(unit='B', unit_scale=True, desc=path.name, disable=None if progress else True) as bar:
         while True:
             before, problem = part.stat().st_size if part.exists() else 0, 'the connection was cut'
             try:
@@ -265,7 +264,7 @@ class Split:
         fold: int,  # held out
     ) -> list[str]:  # case ids, sorted
         "Cases to train on."
-        return sorted(i for i, c in self.cases.items() if c['fold'] != fold)
+        return sorted(i for i, c in self.cases.items() if c['fold'] != fold or self.n_folds == 1)
 
     def val(
         self,
@@ -297,7 +296,7 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 def make_split(
     studies: Sequence[Study],  # the cohort
-    n_folds: int = 5,  # folds, at least 2
+    n_folds: int = 5,  # folds; with 1 nobody is held out
     seed: int = 0,  # another seed deals otherwise
 ) -> Split:
     "Deal patients to folds, and hash their files."
@@ -305,9 +304,9 @@ def make_split(
     for name in (a for a, b in zip(ids, ids[1:]) if a == b):
         raise InputError(f'cohort: found several studies called {name}, expected one each')
     patients = sorted({patient_of(s.id) for s in studies})
-    if not 2 <= n_folds <= len(patients):
-        raise InputError(f'cohort: found {len(patients)} patient(s) for {n_folds} folds, expected 2 folds or more and a '
-                         'patient for each')
+    if not 1 <= n_folds <= len(patients):
+        raise InputError(f'cohort: found {len(patients)} patient(s) for {n_folds} folds, expected a patient for each; '
+                         'data.n_folds 1 trains on all and holds nobody out')
     order = np.random.RandomState(seed).permutation(len(patients))
     fold = {patients[p]: int(position % n_folds) for position, p in enumerate(order)}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter lock
@@ -664,7 +663,8 @@ class DiskCases(Dataset):
     ) -> None:
         "Make every case that is not in the cache."
         with ThreadPoolExecutor(threads) as pool:
-            for _ in tqdm(pool.map(self._transform, range(len(self))), 'caching', len(self), disable=not progress):
+            for _ in tqdm(pool.map(self._transform, range(len(self))), 'caching', len(self),
+                          disable=None if progress else True):
                 pass
 
 
@@ -678,7 +678,7 @@ def cached_cases(
 ) -> Dataset:  # of MemoryCase or StoredCase
     "Every study of a list as a case in model space, prepared once."
     if cache == 'ram':
-        return CacheDataset(list(studies), Prepare(space), num_workers=threads, progress=progress,
+        return CacheDataset(list(studies), Prepare(space), num_workers=threads, progress=progress and sys.stderr.isatty(),
                             copy_cache=False, as_contiguous=False)
     cases = DiskCases(studies, Prepare(space), cache_dir)
     cases.fill(threads, progress)
@@ -866,7 +866,7 @@ class SegmentationData(pl.LightningDataModule):
     ):
         super().__init__()
         self.data, self.space, self.augment, self.progress = data, space, augment, progress
-        self.start_step, self.end_step = 0, None  # of the next training loader; None: to the end of the epoch
+        self.start_step, self.end_step = 0, 1  # the steps of the next training loader
         self.plan: MachinePlan | None = None
         self.split: Split | None = None
 
@@ -938,9 +938,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader | ThreadLoader:
         "Batches of patches from `start_step` on: {'image' (B, 4, *patch), 'label' (B, 1, *patch), ...}."
-        epoch_end = (self.start_step // self.data.steps_per_epoch + 1) * self.data.steps_per_epoch
-        end = epoch_end if self.end_step is None else self.end_step
-        sampler = StepSampler(self.plan.batch_size, self.start_step, end, *self._rank())
+        sampler = StepSampler(self.plan.batch_size, self.start_step, self.end_step, *self._rank())
         patches = PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction,
                                self.augment)
         return make_loader(patches, sampler, self.plan)

@@ -991,7 +991,7 @@ def _hidden_main() -> Iterator[None]:
 
 def _run(make: partial, jobs: list[tuple[str, str]], workers: int, progress: bool) -> None:
     "Make every case, in this process or in several, with a progress bar on stderr."
-    bar = partial(tqdm, total=len(jobs), desc='phantoms', unit='case', disable=not progress or not jobs)
+    bar = partial(tqdm, total=len(jobs), desc='phantoms', unit='case', disable=None if progress and jobs else True)
     if workers == 1 or len(jobs) <= 1:
         list(bar(map(make, jobs)))
         return

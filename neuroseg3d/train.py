@@ -87,10 +87,10 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class LoggerConfig:
     "Where metrics go."
-    kind: Literal['csv', 'tensorboard', 'wandb', 'none'] = 'csv'  # tensorboard needs its package
+    kind: Literal['csv', 'tensorboard', 'wandb', 'none'] = 'csv'  # csv, tensorboard (needs its package), wandb, none
     project: str = 'neuroseg3d'  # W&B project
     name: str | None = None  # name of the run; None lets the logger choose
-    mode: Literal['auto', 'online', 'offline'] = 'auto'  # W&B; auto is online where credentials are found
+    mode: Literal['auto', 'online', 'offline'] = 'auto'  # W&B: auto (online where credentials are found), online, offline
 
 
 @dataclass(frozen=True)
@@ -534,6 +534,8 @@ def fit(
     _write_settings(config, data, output_dir)
     pl.seed_everything(config.trainer.seed, verbose=False)
     task = SegmentationTask(config, provenance)
+    if verbose and config.data.n_folds == 1:
+        print('data.n_folds is 1: nobody is held out, and validation scores are of cases that are trained on')
     if verbose:
         print(data.plan, f'resuming from {start} at step {done} of {total}' if start else f'training for {total} steps', sep='\n')
     with _quiet_lightning():
