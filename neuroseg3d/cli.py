@@ -74,7 +74,7 @@ def _eda(args, overrides) -> int:
 
 def _train(args, overrides) -> int:
     from neuroseg3d.config import load_config
-    from neuroseg3d.train import Config, fit
+    from neuroseg3d.train import Config, cpu_has_bf16, fit
     config = load_config(Config, args.config_dir, overrides)
     print(f'best checkpoint: {fit(config, args.ckpt_path, args.resume)}')
     return 0

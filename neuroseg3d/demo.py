@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from .checkpoint import load_model
 from .config import build
 from .core import InputError
@@ -15,14 +17,14 @@ from .infer import infer_cohort
 from .nifti import find_cases
 from .phantom import write_cohort
 from .report import report_cohort
-from .train import Config, fit
+from .train import Config, cpu_has_bf16, fit
 
 # %% auto #0
 __all__ = ['DEMO_COHORT', 'demo_config', 'run_demo']
 
 # %% ../nbs/14a_demo.ipynb #856249c1
 #: Size of the demo's cohort and its grid.
-DEMO_COHORT = {'n': 44, 'n_test': 8, 'seed': 0, 'spacing_mm': 2.0}
+DEMO_COHORT = {'n': 96, 'n_test': 8, 'seed': 0, 'spacing_mm': 2.0}
 
 
 def demo_config(
@@ -31,10 +33,12 @@ def demo_config(
     "The configuration that the demo trains with."
     root = Path(output_dir)
     return build(Config, {
-        'data': {'root': str(root / 'cohort'), 'patch_size': 64},
+        'data': {'root': str(root / 'cohort'), 'patch_size': 64, 'n_folds': 12},
         'space': {'spacing_mm': 2.0},
         'model': {'preset': 'tiny'},
-        'trainer': {'output_dir': str(root / 'train'), 'max_steps': 1200, 'val_every_steps': 300},
+        'optim': {'learning_rate': 4e-3, 'clip_norm': 1.0, 'weight_decay': 1e-2},
+        'trainer': {'output_dir': str(root / 'train'), 'max_steps': 1200, 'val_every_steps': 300,
+                    'precision': 'bf16-mixed' if cpu_has_bf16() and not torch.cuda.is_available() else 'auto'},
     })
 
 

@@ -38,8 +38,8 @@ from .windows import Windows, predict_probabilities
 # %% auto #0
 __all__ = ['Optim', 'TrainerConfig', 'LoggerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed',
            'SegmentationTask', 'SafeCheckpointIO', 'Checkpoints', 'has_wandb_credentials', 'make_logger',
-           'ProgressLines', 'progress_callbacks', 'choose_precision', 'resume_point', 'check_same_run', 'make_trainer',
-           'RunData', 'open_data', 'provenance_of', 'fit', 'best_checkpoint']
+           'ProgressLines', 'progress_callbacks', 'choose_precision', 'cpu_has_bf16', 'resume_point', 'check_same_run',
+           'make_trainer', 'RunData', 'open_data', 'provenance_of', 'fit', 'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -389,6 +389,11 @@ def choose_precision(
     if accelerator == 'cpu' or not torch.cuda.is_available():
         return '32-true'
     return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '16-mixed'
+
+
+def cpu_has_bf16() -> bool:
+    "Whether this processor has bf16 arithmetic of its own (AVX-512 BF16, AMX or Arm's BF16), rather than emulating it."
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def resume_point(

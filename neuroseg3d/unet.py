@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from .core import InputError
 
 # %% auto #0
-__all__ = ['Axes', 'PRESETS', 'UNetConfig', 'InstanceNorm', 'ConvBlock', 'ResidualBlock', 'UpBlock', 'UNet', 'from_dynunet',
-           'receptive_field']
+__all__ = ['Axes', 'PRESETS', 'UNetConfig', 'InstanceNorm', 'ConvBlock', 'ResidualBlock', 'UpBlock', 'UNet', 'PlainHead',
+           'StemHead', 'from_dynunet', 'receptive_field']
 
 # %% ../nbs/07_unet.ipynb #20c047b3
 Axes = tuple[int, int, int]
@@ -213,7 +213,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(UpBlock(f[n], f[n - 1], c.kernels[n], c.strides[n], c.dropout)
                                      for n in range(len(f) - 1, 0, -1))
         deep = [nn.Conv3d(f[n + 1], c.out_channels, 1) for n in range(c.deep_supervision)]
-        self.heads = nn.ModuleList([_full_size_head(f[0], c.out_channels, self.strides[0]), *deep])
+        self.heads = nn.ModuleList([_full_size_head(c, self.strides[0]), *deep])
         self.apply(_initialise)
 
     def forward(
@@ -221,14 +221,14 @@ class UNet(nn.Module):
         x: Tensor,  # (B, in_channels, x, y, z), any size
     ) -> Tensor | list[Tensor]:  # logits (B, out_channels, x, y, z); a list in training with deep supervision
         size, skips = x.shape[2:], []
-        x = _pad_to(x, self.padded_size(size))
+        x = image = _pad_to(x, self.padded_size(size))
         for block in self.encoder:
             x = self._run(block, x)
             skips.append(x)
         ways = [skips.pop()]
         for block in self.decoder:
             ways.append(self._run(block, ways[-1], skips.pop()))
-        logits = _crop_to(self.heads[0](ways[-1]), size)
+        logits = _crop_to(self._run(self.heads[0], ways[-1], image), size)
         if not (self.training and self.config.deep_supervision):
             return logits
         return [logits, *self._deep_logits(ways[-2::-1], size)]
@@ -269,9 +269,46 @@ def _crop_to(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x[..., :size[0], :size[1], :size[2]]
 
 
-def _full_size_head(inputs: int, outputs: int, stride: Axes) -> nn.Module:
-    "To logits, one voxel at a time; with a strided stem also back to full resolution."
-    return nn.Conv3d(inputs, outputs, 1) if prod(stride) == 1 else nn.ConvTranspose3d(inputs, outputs, stride, stride)
+class PlainHead(nn.Conv3d):
+    "To logits, one voxel at a time; the image is not looked at again."
+
+    def forward(
+        self,
+        x: Tensor,  # (B, C, x, y, z) of the finest level
+        image: Tensor,  # (B, in_channels, x, y, z)
+    ) -> Tensor:  # logits
+        return super().forward(x)
+
+
+class StemHead(nn.Module):
+    "From a strided stem back to full resolution, with the image beside it, to logits."
+
+    def __init__(
+        self,
+        inputs: int,  # channels of the finest level
+        images: int,  # channels of the image
+        outputs: int,  # logits per voxel
+        stride: Axes,  # of the stem
+    ):
+        super().__init__()
+        width = max(8, inputs // 2)
+        self.up = nn.ConvTranspose3d(inputs, width, stride, stride, bias=False)
+        self.mix = _conv(width + images, width, (3, 3, 3), (1, 1, 1))
+        self.norm, self.act = InstanceNorm(width), nn.LeakyReLU(0.01, inplace=True)
+        self.out = nn.Conv3d(width, outputs, 1)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, inputs, x / stride, ...)
+        image: Tensor,  # (B, images, x, y, z)
+    ) -> Tensor:  # logits (B, outputs, x, y, z)
+        return self.out(self.act(self.norm(self.mix(torch.cat((self.up(x), image), dim=1)))))
+
+
+def _full_size_head(config: UNetConfig, stride: Axes) -> nn.Module:
+    "The head at full resolution."
+    inputs, outputs = config.filters[0], config.out_channels
+    return PlainHead(inputs, outputs, 1) if prod(stride) == 1 else StemHead(inputs, config.in_channels, outputs, stride)
 
 
 def _initialise(module: nn.Module) -> None:
