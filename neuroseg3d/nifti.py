@@ -12,12 +12,14 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import psutil
+from isal import igzip, isal_zlib
 
 from .core import MODALITIES, SCHEMAS, Case, Geometry, InputError, from_canonical, get_schema, to_canonical
 
@@ -133,25 +135,28 @@ def find_study(
     label: PathLike | None = None,  # label map; None takes the one that the layout has
     schema: str | None = None,  # label schema; None takes the one that the layout implies
     case_id: str | None = None,  # None takes the name of the file or folder
+    allow_missing: bool = False,  # accept any non-empty subset of the sequences, in files of their own
 ) -> Study:
     "The study that a source stands for; names and folders are looked at, voxels are not."
     if isinstance(source, Mapping):
-        study = _study_of_mapping({k: Path(v) for k, v in source.items()})
+        study = _study_of_mapping({k: Path(v) for k, v in source.items()}, allow_missing)
     elif not isinstance(source, (str, Path)):
-        study = _study_of_files([Path(p) for p in source])
+        study = _study_of_files([Path(p) for p in source], allow_missing)
     elif Path(source).is_dir():
-        study = _study_of_folder(Path(source))
+        study = _study_of_folder(Path(source), allow_missing)
     else:
-        study = _study_of_file(Path(source))
+        study = _study_of_file(Path(source), allow_missing)
     if schema is not None:
         get_schema(schema)
     return replace(study, id=case_id or study.id, schema=schema or study.schema,
                    label=Path(label) if label is not None else study.label)
 
 
-def _study_of_file(path: Path) -> Study:
-    "A 4-D file; its label lies in labelsTr, as in the Decathlon."
+def _study_of_file(path: Path, allow_missing: bool = False) -> Study:
+    "A 4-D file; its label lies in labelsTr, as in the Decathlon. A sequence alone is a study where that is allowed."
     _check_exists(path)
+    if allow_missing and file_role(path) in MODALITIES and not _looks_4d(path):
+        return _study_of_mapping({file_role(path): path}, allow_missing)
     dataset = _dataset_json(path)
     label = next((p for d in ('labelsTr', 'labelsTs') for p in [path.parent.parent / d / path.name]
                   if path.parent.name == d.replace('labels', 'images') and p.is_file()), None)
@@ -159,7 +164,7 @@ def _study_of_file(path: Path) -> Study:
     return Study(stem(path), 'msd', images, label, _json_schema(dataset) if dataset else None)
 
 
-def _study_of_mapping(images: dict[str, Path]) -> Study:
+def _study_of_mapping(images: dict[str, Path], allow_missing: bool = False) -> Study:
     "Files given by the name of their modality (aliases allowed)."
     named: dict[str, Path] = {}
     for name, path in images.items():
@@ -170,18 +175,25 @@ def _study_of_mapping(images: dict[str, Path]) -> Study:
             raise InputError(f'{path}: a second file for {modality}; the first is {named[modality]}')
         _check_exists(path)
         named[modality] = path
-    missing = [m for m in MODALITIES if m not in named]
+    if not named or not allow_missing:
+        _check_complete(named)
+    present = {m: named[m] for m in MODALITIES if m in named}
+    files = list(present.values())
+    case_id = _common_id(files) if len(files) > 1 else _group_key(files[0]) if file_role(files[0]) else stem(files[0])
+    return Study(case_id or stem(files[0]), _naming(files), present, None, _naming_schema(files))
+
+
+def _check_complete(images: Mapping[str, Path]) -> None:
+    missing = [m for m in MODALITIES if m not in images]
     if missing:
-        given = ', '.join(str(p) for p in named.values()) or 'no file'
+        given = ', '.join(str(p) for p in images.values()) or 'no file'
         raise InputError(f'missing modality {", ".join(missing)}: found {given}; expected {", ".join(MODALITIES)}')
-    files = [named[m] for m in MODALITIES]
-    return Study(_common_id(files), _naming(files), {m: named[m] for m in MODALITIES}, None, _naming_schema(files))
 
 
-def _study_of_files(paths: list[Path]) -> Study:
+def _study_of_files(paths: list[Path], allow_missing: bool = False) -> Study:
     "Files whose names say what they are, or one 4-D file."
     if len(paths) == 1:
-        return find_study(paths[0])
+        return find_study(paths[0], allow_missing=allow_missing)
     roles: dict[str, Path] = {}
     for path in paths:
         _check_exists(path)
@@ -193,10 +205,10 @@ def _study_of_files(paths: list[Path]) -> Study:
             raise InputError(f'{path}: a second file for {role}; the first is {roles[role]}')
         roles[role] = path
     label = roles.pop('label', None)
-    return replace(_study_of_mapping(roles), label=label)
+    return replace(_study_of_mapping(roles, allow_missing), label=label)
 
 
-def _study_of_folder(folder: Path) -> Study:
+def _study_of_folder(folder: Path, allow_missing: bool = False) -> Study:
     "A folder that holds one case."
     files = _nifti_files(folder)
     named = [p for p in files if file_role(p)]
@@ -205,7 +217,7 @@ def _study_of_folder(folder: Path) -> Study:
             return _study_of_file(files[0])
         raise InputError(f'{folder}: found {len(files)} NIfTI files, none named after {", ".join(MODALITIES)}')
     try:
-        return replace(_study_of_files(named), id=folder.resolve().name)
+        return replace(_study_of_files(named, allow_missing), id=folder.resolve().name)
     except InputError as error:
         raise InputError(f'{folder}: {error}') from None
 
@@ -242,6 +254,7 @@ def find_cases(
     folder: PathLike,  # a cohort in any supported layout
     split: str = 'training',  # of the Decathlon's layout: 'training' (imagesTr), 'test' (imagesTs) or 'all'
     schema: str | None = None,  # label schema of all its cases; None takes what the layout implies
+    allow_missing: bool = False,  # accept cases with any non-empty subset of the sequences
 ) -> list[Study]:  # sorted by id
     "Every case below a folder; an empty or ambiguous folder is an error."
     root = Path(folder)
@@ -254,14 +267,14 @@ def find_cases(
         studies = [_study_of_file(p) for p in files]
     else:
         folders = [root, *sorted(p for p in root.rglob('*') if p.is_dir() and not p.name.startswith('.'))]
-        studies = [s for d in folders for s in _studies_in(d)]
+        studies = [s for d in folders for s in _studies_in(d, allow_missing)]
     if not studies:
         raise InputError(f'{root}: found no case; expected imagesTr/*.nii.gz, a folder a case, or four files a case')
     _check_unique(studies)
     return sorted((replace(s, schema=schema or s.schema) for s in studies), key=lambda s: s.id)
 
 
-def _studies_in(folder: Path) -> list[Study]:
+def _studies_in(folder: Path, allow_missing: bool = False) -> list[Study]:
     "The cases that lie directly in a folder."
     groups: dict[str, list[Path]] = {}
     single: list[Path] = []
@@ -272,9 +285,9 @@ def _studies_in(folder: Path) -> list[Study]:
         elif role is None and _looks_4d(path):
             single.append(path)
     if len(groups) <= 1:
-        return [_study_of_folder(folder)] if groups else [_study_of_file(p) for p in single]
+        return [_study_of_folder(folder, allow_missing)] if groups else [_study_of_file(p) for p in single]
     labels = {_group_key(p): p for p in _nifti_files(folder) if file_role(p) == 'label'}
-    return [replace(_study_of_files(files), id=key, label=labels.get(key)) for key, files in sorted(groups.items())]
+    return [replace(_study_of_files(files, allow_missing), id=key, label=labels.get(key)) for key, files in sorted(groups.items())]
 
 
 def _group_key(path: Path) -> str:
@@ -376,38 +389,56 @@ def _geometry(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> Geometry
     return Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
 
 # %% ../nbs/01_nifti.ipynb #81eda423
+def _stored_voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    "Voxels as the file holds them, unscaled, read once into the memory that they stay in."
+    count = int(np.prod(image.shape))
+    raw = np.empty(image.dataobj.offset + count * image.get_data_dtype().itemsize, dtype=np.uint8)
+    with (igzip.open(path) if path.name.lower().endswith('.gz') else open(path, 'rb')) as file:
+        found = file.readinto(raw)
+        while 0 < found < len(raw) and (more := file.readinto(raw[found:])):
+            found += more
+    if found < len(raw):
+        raise EOFError(f'found {found:,} bytes, expected {len(raw):,}')
+    return raw[image.dataobj.offset:].view(image.get_data_dtype()).reshape(image.shape, order='F')
+
+
 def _read_voxels(path: Path, dtype: np.dtype | type | None = np.float32) -> np.ndarray:
-    "Scaled voxels of a file; `dtype` None keeps integers that have no scaling."
+    "Scaled voxels of a file; `dtype` None keeps integers that have no scaling, in their own type."
     try:
         image = nib.load(path)
-        return np.asanyarray(image.dataobj) if dtype is None else image.get_fdata(dtype=dtype, caching='unchanged')
-    except (EOFError, OSError, zlib.error, ValueError) as error:
+        slope, inter = image.dataobj.slope, image.dataobj.inter
+        if (slope, inter) != (1, 0):
+            return image.get_fdata(dtype=dtype or np.float64, caching='unchanged')
+        return _stored_voxels(path, image)
+    except (EOFError, OSError, zlib.error, isal_zlib.error, ValueError) as error:
         raise InputError(f'{path}: truncated or damaged: {error}') from None
 
 
-def _check_channel(volume: np.ndarray, name: str, path: Path) -> None:
+def _check_channel(volume: np.ndarray, name: str, path: Path, allow_missing: bool = False) -> None:
     "Refuse a channel that no network can use."
     low, high = float(volume.min()), float(volume.max())
     if not np.isfinite([low, high]).all() or not np.isfinite(volume.sum(dtype=np.float64)):
         bad = int((~np.isfinite(volume)).sum())
         raise InputError(f'{path}: {name} has {bad:,} NaN or infinite voxels, expected finite values')
-    if low == high:
+    if low == high and not (allow_missing and low == 0):
         raise InputError(f'{path}: {name} is {"all zero" if low == 0 else f"constant ({low:g})"}, expected a scan')
 
 
-def _read_images(study: Study, headers: dict[Path, nib.Nifti1Header], shape: tuple[int, int, int]) -> np.ndarray:
-    "All sequences of a study as float32 (4, X, Y, Z) in the library's order."
-    out = np.empty((len(MODALITIES), *shape), dtype=np.float32)
-    if study.is_4d:
-        path = next(iter(study.images.values()))
-        voxels = _read_voxels(path)
-        for channel, modality in enumerate(study.images):
-            out[MODALITIES.index(modality)] = voxels[..., channel]
-    else:
-        for modality, path in study.images.items():
-            out[MODALITIES.index(modality)] = _read_voxels(path).reshape(shape)
-    for modality, volume in zip(MODALITIES, out):
-        _check_channel(volume, modality, study.images[modality])
+def _read_images(
+    study: Study, headers: dict[Path, nib.Nifti1Header], shape: tuple[int, int, int], allow_missing: bool,
+) -> np.ndarray:
+    "All sequences of a study as float32 (4, X, Y, Z) in the library's order; zeros for one that is not there."
+    out = np.zeros((len(MODALITIES), *shape), dtype=np.float32)
+    together = _read_voxels(next(iter(study.images.values()))) if study.is_4d else None
+
+    def read(channel: int, modality: str, path: Path) -> None:
+        volume = out[MODALITIES.index(modality)]
+        volume[...] = _read_voxels(path).reshape(shape) if together is None else together[..., channel]
+        _check_channel(volume, modality, path, allow_missing)
+
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # inflating releases the interpreter
+        for done in [pool.submit(read, i, *item) for i, item in enumerate(study.images.items())]:
+            done.result()
     return out
 
 # %% ../nbs/01_nifti.ipynb #9447d581
@@ -471,9 +502,12 @@ def read_case(
     label: PathLike | None = None,  # label map; None takes the one that the layout has
     schema: str | None = None,  # label schema; None takes what file or layout say
     with_label: bool = True,  # False ignores a label that is there
+    allow_missing: bool = False,  # zeros for sequences that are not there (see `Case.sources`); at least one must be
 ) -> Case:
     "Read and check a study in any supported layout."
-    study = source if isinstance(source, Study) else find_study(source, label, schema)
+    study = source if isinstance(source, Study) else find_study(source, label, schema, allow_missing=allow_missing)
+    if not allow_missing:
+        _check_complete(study.images)
     headers = {path: read_header(path) for path in dict.fromkeys(study.images.values())}
     channels = len(study.images) if study.is_4d else 1
     grids = {path: _geometry(h, grid_shape(h, path, channels)) for path, h in headers.items()}
@@ -484,7 +518,9 @@ def read_case(
     if with_label and study.label is not None:
         annotation, grid, known = read_label(study.label, schema, study.schema)
         _check_grids({next(iter(headers)): geometry, study.label: grid})
-    image = _read_images(study, headers, geometry.shape)
+    image = _read_images(study, headers, geometry.shape, allow_missing)
+    if not image.any():
+        raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
     return Case(study.id, image, geometry, annotation, known, next(iter(headers.values())), sources)
 
@@ -545,7 +581,8 @@ def save_atomically(
     handle, name = tempfile.mkstemp(prefix=f'.{stem(path)}-', suffix=suffix, dir=path.parent)
     os.close(handle)
     try:
-        nib.save(image, name)
+        content = image.to_bytes()
+        Path(name).write_bytes(igzip.compress(content, 2, mtime=0) if suffix == '.nii.gz' else content)
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:

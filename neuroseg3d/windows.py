@@ -9,8 +9,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
-from math import ceil
+from math import ceil, prod
+from pathlib import Path
+from time import perf_counter
 from typing import Literal
 
 import torch
@@ -19,7 +22,8 @@ from torch import Tensor, nn
 from .core import InputError
 
 # %% auto #0
-__all__ = ['FLIPS', 'Window', 'Statistic', 'Windows', 'window_starts', 'window_grid', 'gaussian_weight', 'predict_probabilities']
+__all__ = ['FLIPS', 'Window', 'Statistic', 'Windows', 'choose_precision', 'window_starts', 'window_size', 'window_grid',
+           'fast_windows', 'gaussian_weight', 'predict_probabilities', 'Cost', 'predict_cost']
 
 # %% ../nbs/07a_windows.ipynb #1837e519
 #: The eight ways to mirror a volume, by the axes that are turned round.
@@ -34,7 +38,7 @@ class Windows:
     batch: int = 1  # windows at a time
     flips: tuple[str, ...] = ('none',)  # mirrored copies to average over, any of `FLIPS` (test-time augmentation)
     sigma: float = 0.125  # width of the Gaussian weight, as a share of the window
-    precision: Literal['32', 'bf16', 'fp16'] = '32'  # arithmetic of the network; sums are always float32
+    precision: Literal['auto', '32', 'bf16', 'fp16'] = 'auto'  # of the network (auto: 16 bits where hardware has them); sums: float32
 
     def __post_init__(self):
         if len(self.size) != 3 or min(self.size) < 1:
@@ -45,11 +49,31 @@ class Windows:
             raise InputError(f'infer: found batch {self.batch} and sigma {self.sigma}, expected positive numbers')
         if not self.flips or not set(self.flips) <= set(FLIPS):
             raise InputError(f'infer.flips: found {self.flips}, expected some of {", ".join(FLIPS)}')
-        if self.precision not in _AUTOCAST:
-            raise InputError(f'infer.precision: found {self.precision!r}, expected one of {", ".join(_AUTOCAST)}')
+        if self.precision not in ('auto', *_AUTOCAST):
+            raise InputError(f'infer.precision: found {self.precision!r}, expected one of auto, {", ".join(_AUTOCAST)}')
 
 
 _AUTOCAST: dict[str, torch.dtype | None] = {'32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+@lru_cache
+def _cpu_has_bf16() -> bool:
+    "Whether the processor multiplies bf16 natively, by what Linux says of it; elsewhere it is not assumed."
+    info = Path('/proc/cpuinfo')
+    flags = info.read_text().split() if info.is_file() else []
+    return 'avx512_bf16' in flags or 'amx_bf16' in flags
+
+
+def choose_precision(
+    precision: str,  # of `Windows`
+    device: torch.device,  # where the network runs
+) -> str:  # '32', 'bf16' or 'fp16'
+    "What `auto` means on a device: bf16 where it is native, else fp16 on CUDA, else 32 bits."
+    if precision != 'auto':
+        return precision
+    if device.type == 'cuda':
+        return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    return 'bf16' if device.type == 'cpu' and _cpu_has_bf16() else '32'
 
 # %% ../nbs/07a_windows.ipynb #b6db0ee8
 Window = tuple[slice, slice, slice]
@@ -61,11 +85,27 @@ def window_starts(
     overlap: float,  # smallest share that neighbours have in common
 ) -> list[int]:
     "First voxels of the windows along an axis."
-    room = length - size
-    if room <= 0:
+    room, steps = length - size, _steps(length, size, overlap)
+    if steps == 0:
         return [0]
-    steps = ceil(room / max(1, int(size * (1 - overlap))))
-    return [round(i * room / steps) for i in range(steps + 1)]
+    first = [round(i * room / steps) for i in range((steps + 2) // 2)]
+    return first + [room - start for start in first[:(steps + 1) // 2][::-1]]
+
+
+def _steps(length: int, size: int, overlap: float) -> int:
+    "How often the window moves on."
+    return max(0, ceil((length - size) / max(1, int(size * (1 - overlap)))))
+
+
+def window_size(
+    length: int,  # voxels of the volume along an axis
+    size: int,  # voxels of the window that is wanted
+    overlap: float,  # smallest share that neighbours have in common
+) -> int:  # voxels of the window that is used
+    "The window along an axis: no longer than the volume, and so that one in the middle can be centred."
+    size = min(length, size)
+    off_centre = _steps(length, size, overlap) % 2 == 0 and (length - size) % 2 == 1
+    return size - 1 if off_centre and size > 1 else size
 
 
 def window_grid(
@@ -73,9 +113,18 @@ def window_grid(
     config: Windows = Windows(),  # how it is looked at
 ) -> list[Window]:
     "All windows over a volume, each as three slices; together they cover it."
-    size = [min(n, s) for n, s in zip(shape, config.size)]
+    size = [window_size(n, s, config.overlap) for n, s in zip(shape, config.size)]
     starts = (window_starts(n, s, config.overlap) for n, s in zip(shape, size))
     return [tuple(slice(a, a + s) for a, s in zip(corner, size)) for corner in product(*starts)]
+
+# %% ../nbs/07a_windows.ipynb #6e6d1c7f
+def fast_windows(
+    config: Windows,  # as the model was validated
+    whole: bool = True,  # whether memory allows the whole volume at once
+) -> Windows:
+    "Fewer, larger looks: no flips, and one window or a smaller overlap."
+    size = (4096, 4096, 4096) if whole else config.size
+    return replace(config, size=size, overlap=min(config.overlap, 0.25), batch=1, flips=('none',))
 
 # %% ../nbs/07a_windows.ipynb #b772de46
 def gaussian_weight(
@@ -108,7 +157,7 @@ def _mean_over_members(
     statistic: Statistic,  # probabilities -> what is averaged
 ) -> Tensor:  # float32 (B, C, x, y, z)
     "Mean over networks and flips of the statistic of their probabilities."
-    dtype, total = _AUTOCAST[config.precision], None
+    dtype, total = _AUTOCAST[choose_precision(config.precision, x.device)], None
     for network, flip in product(networks, config.flips):
         axes = _flip_axes(flip)
         with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
@@ -202,7 +251,7 @@ def _predict(
 
     for first in range(0, len(grid), plan.batch):
         chosen = grid[first:first + plan.batch]
-        x = torch.stack([image[(slice(None), *w)] for w in chosen]).to(plan.device)
+        x = torch.stack([image[(slice(None), *w)] for w in chosen]).to(plan.device, memory_format=torch.channels_last_3d)
         values = _mean_over_members(networks, x, config, activation, counted).to(plan.sums)
         if sums is None:
             sums = torch.zeros((values.shape[1], *image.shape[1:]), device=plan.sums)
@@ -229,3 +278,59 @@ def _normalise(sums: Tensor, weights: Tensor, unseen_value: Tensor) -> Tensor:
     if unseen.any():
         sums[:, unseen] = unseen_value.to(sums.device).reshape(-1, 1)
     return sums
+
+# %% ../nbs/07a_windows.ipynb #4377fab1
+@dataclass(frozen=True)
+class Cost:
+    "What predicting a volume will take."
+    windows: int  # windows that hold brain
+    passes: int  # of each window: networks times flips
+    seconds: float  # estimate
+    memory_mb: float  # estimate: sums, weights and activations, beside the networks and the image
+
+    def __str__(self) -> str:
+        return f'{self.windows} window(s) x {self.passes} pass(es), about {self.seconds:.0f} s and {self.memory_mb:.0f} MB'
+
+
+def _probe_seconds(network: nn.Module, x: Tensor, config: Windows) -> float:
+    "Time of one pass, the second of two."
+    dtype = _AUTOCAST[choose_precision(config.precision, x.device)]
+    with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
+        for _ in range(2):
+            began = perf_counter()
+            network(x)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+    return perf_counter() - began
+
+
+def _activation_bytes(network: nn.Module, voxels: int, sixteen_bits: bool) -> float:
+    "Activations of the finest level of a `UNet`; of another network those of one tensor of 16 channels."
+    config = getattr(network, 'config', None)
+    filters = getattr(config, 'filters', (16,))[0]
+    stem = prod(network.strides[0]) if config is not None else 1
+    return _LIVE_TENSORS * filters * voxels / stem * (2 if sixteen_bits else 4)
+
+
+_LIVE_TENSORS = 6  # of the finest level at the last block of the decoder: skip, concatenation (2), its parts and result
+
+
+def predict_cost(
+    networks: nn.Module | Sequence[nn.Module],  # as for `predict_probabilities`
+    image: Tensor,  # float32 (4, x, y, z), model space
+    config: Windows = Windows(),  # how the volume is looked at
+    device: str | torch.device = 'cpu',  # where the network runs
+    probe: int = 32,  # edge of the patch that is timed, voxels
+) -> Cost:
+    "Windows, seconds and memory that `predict_probabilities` will need."
+    networks, device = [networks] if isinstance(networks, nn.Module) else list(networks), torch.device(device)
+    grid = [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
+    size = [s.stop - s.start for s in grid[0]] if grid else [0, 0, 0]
+    patch = torch.zeros(1, image.shape[0], *[max(1, min(probe, n)) for n in size]).to(memory_format=torch.channels_last_3d)
+    with _evaluating(networks, device):
+        seconds = sum(_probe_seconds(n, patch.to(device), config) for n in networks) * len(config.flips)
+    short = choose_precision(config.precision, device) != '32'
+    active = max(_activation_bytes(n, prod(size) * config.batch, short) for n in networks)
+    memory = active + 4 * prod(image.shape[1:]) * 4 + prod(size) * config.batch * 4 * 10
+    return Cost(len(grid), len(networks) * len(config.flips), seconds * prod(size) * len(grid) / prod(patch.shape[2:]),
+                memory / 1e6)
