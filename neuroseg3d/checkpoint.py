@@ -5,23 +5,29 @@
 # %% ../nbs/09a_checkpoint.ipynb #707903e7
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 
 from . import __version__
 from .config import build
-from .core import MODALITIES, InputError
+from .core import MODALITIES, REGIONS, InputError, get_schema
 from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['KEY', 'FORMAT', 'save_checkpoint', 'load_checkpoint', 'describe', 'description', 'Model', 'load_model']
+__all__ = ['KEY', 'FORMAT', 'save_checkpoint', 'sync_folder', 'load_checkpoint', 'describe', 'description', 'Model',
+           'averaged_weights', 'model_facts', 'export_model', 'read_export', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -38,9 +44,25 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f'{path}: could not be written: {error.strerror or error}; '
+                         'what was there before is as it was') from error
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return path
+
+
+def sync_folder(
+    folder: Path,  # whose entries have changed
+) -> None:
+    "Flush the names in a folder to the disk, where the system can: a renamed file is safe only then."
+    with contextlib.suppress(OSError):
+        entry = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
 
 
 def load_checkpoint(
@@ -51,6 +73,10 @@ def load_checkpoint(
     if not path.is_file():
         raise InputError(f'{path}: no such checkpoint')
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f'checksum of {damaged} is wrong')
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # zip, pickle and I/O errors of many kinds: none of them can be trusted
         reason = (str(error).splitlines() or [''])[0]
@@ -97,35 +123,125 @@ class Model:
     targets: str  # 'regions', 'labels' or 'whole'
     descriptions: list[dict[str, Any]]  # of each checkpoint
     paths: list[Path]
+    thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REGIONS, 0.5))  # probability that is enough
 
 
-def _network(content: Mapping[str, Any], about: Mapping[str, Any], path: Path) -> UNet:
-    "The network of a checkpoint, with its averaged weights where there are any."
+def averaged_weights(
+    content: Mapping[str, Any],  # a loaded checkpoint
+    about: Mapping[str, Any],  # what it says about itself
+) -> dict[str, torch.Tensor]:
+    "The weights to predict with: the averaged ones where there are any."
+    prefix = 'ema.module.' if about['config']['optim']['ema_decay'] > 0 else 'network.'
+    return {k.removeprefix(prefix): v for k, v in content['state_dict'].items() if k.startswith(prefix)}
+
+
+def _network(weights: Mapping[str, torch.Tensor], about: Mapping[str, Any], path: Path) -> UNet:
+    "The network that a file describes, with the weights that it holds."
     network = UNet(build(UNetConfig, about['config']['model'], 'model'))
-    averaged = about['config']['optim']['ema_decay'] > 0
-    prefix = 'ema.module.' if averaged else 'network.'
-    weights = {k.removeprefix(prefix): v for k, v in content['state_dict'].items() if k.startswith(prefix)}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f'{path}: weights do not fit the architecture it names: {error}') from None
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
 
+# %% ../nbs/09a_checkpoint.ipynb #773ed481
+def model_facts(
+    about: Mapping[str, Any],  # what a checkpoint says about itself
+) -> dict[str, Any]:  # plain values
+    "What has to be known to use a model, and where it comes from."
+    config, schema = about['config'], about.get('schema')
+    names = {str(i): get_schema(schema).names[i] for i in sorted(get_schema(schema).names)} if schema else None
+    kept = ('format', 'version', 'modalities', 'schema', 'data_sha256', 'split_sha256', 'fold', 'git_revision')
+    return {**{k: about.get(k) for k in kept}, 'labels': names, 'architecture': config['model'],
+            'normalisation': config['space'], 'targets': config['loss']['targets'], 'windows': config['infer'],
+            'thresholds': about.get('thresholds') or dict.fromkeys(REGIONS, 0.5), 'step': about.get('step')}
+
+
+def export_model(
+    source: str | Path,  # a checkpoint
+    path: str | Path,  # a .safetensors file; the JSON beside it gets the same name
+) -> Path:  # `path`
+    "Write the model of a checkpoint for inference: safetensors and JSON."
+    source, path = Path(source), Path(path)
+    if path.suffix != '.safetensors':
+        raise InputError(f'{path}: expected a name that ends in .safetensors')
+    content = load_checkpoint(source)
+    about = description(content, source)
+    facts = model_facts({**about, 'step': content.get('global_step')})
+    weights = {k: v.contiguous() for k, v in averaged_weights(content, about).items()}
+    _network(weights, about, source)  # they fit, or nothing is written
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path.with_suffix('.json'), json.dumps(facts, indent=1).encode())
+    _write_whole(path, to_safetensors(weights, {KEY: json.dumps(facts)}))
+    return path
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    "A file that appears whole or not at all."
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f'{path}: could not be written: {error.strerror or error}') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_export(
+    path: Path,  # a .safetensors file of `export_model`
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # weights, and a description like that of a checkpoint
+    "An exported model: nothing in it can run."
+    try:
+        with safe_open(path, 'pt') as file:
+            facts = json.loads((file.metadata() or {}).get(KEY, 'null'))
+            weights = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f'{path}: cannot be loaded as safetensors: {error}') from None
+    about = description({KEY: facts} if facts else {}, path)
+    return weights, {**about, 'config': {'model': facts['architecture'], 'space': facts['normalisation'],
+                                         'loss': {'targets': facts['targets']}, 'infer': facts['windows']}}
+
+# %% ../nbs/09a_checkpoint.ipynb #b899dc9a
+def find_model(
+    path: str | Path,  # a checkpoint, an exported model, or the folder of a run
+) -> Path:
+    "The file to load a model from; in a folder the exported model comes first."
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    names = ('model.safetensors', 'best.ckpt', 'checkpoints/best.ckpt', 'last.ckpt', 'checkpoints/last.ckpt')
+    found = next((path / n for n in names if (path / n).is_file()), None)
+    if found is None:
+        raise InputError(f'{path}: holds no model; expected one of {", ".join(names)}')
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    "Weights and description of a file of either kind."
+    if path.suffix == '.safetensors' and path.is_file():
+        return read_export(path)
+    content = load_checkpoint(path)
+    about = description(content, path)
+    return averaged_weights(content, about), about
+
 
 def load_model(
-    paths: str | Path | Iterable[str | Path],  # a checkpoint, or several for an ensemble
+    paths: str | Path | Iterable[str | Path],  # a checkpoint, exported model or run folder; several for an ensemble
 ) -> Model:
     "A model for inference, on the CPU."
-    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
+    files = [find_model(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if not files:
         raise InputError('no checkpoint was given')
-    contents = [load_checkpoint(p) for p in files]
-    abouts = [description(c, p) for c, p in zip(contents, files)]
+    contents, abouts = zip(*map(_read, files))
     for about, path in zip(abouts[1:], files[1:]):
         for section, key in (('space', None), ('loss', 'targets')):
             ours, first = about['config'][section], abouts[0]['config'][section]
             if (ours if key is None else ours[key]) != (first if key is None else first[key]):
                 raise InputError(f'{path}: {section} is {ours}, that of {files[0].name} is {first}; no ensemble')
-    config = abouts[0]['config']
+    config, thresholds = abouts[0]['config'], abouts[0].get('thresholds') or dict.fromkeys(REGIONS, 0.5)
     return Model([_network(*x) for x in zip(contents, abouts, files)], build(Space, config['space'], 'space'),
-                 build(Windows, config['infer'], 'infer'), config['loss']['targets'], abouts, files)
+                 build(Windows, config['infer'], 'infer'), config['loss']['targets'], list(abouts), files, thresholds)
