@@ -9,23 +9,30 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import psutil
 import torch
 
 from . import __version__
 from .checkpoint import Model, load_model
-from .core import REGIONS, Case, InputError, regions_to_labels
+from .config import build
+from .core import MODALITIES, REGIONS, Case, InputError, regions_to_labels
 from .losses import get_targets, to_regions
-from .nifti import Study, find_study, read_case, write_label
-from .transforms import ModelCase, regions_to_native, to_model_space
-from .windows import predict_probabilities
+from .nifti import Study, find_study, label_header, read_case, save_atomically, write_label
+from .postprocess import Postprocess, apply_rules
+from .transforms import ModelCase, regions_to_native, to_model_space, to_native
+from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
-__all__ = ['Prediction', 'choose_device', 'predict_case', 'infer_file', 'infer_cohort']
+__all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'fast_model', 'write_extra',
+           'infer_file', 'infer_cohort']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -56,21 +63,114 @@ def choose_device(
     return chosen
 
 
+def rules_of(
+    model: Model,  # of `load_model`
+) -> Postprocess:
+    "The post-processing that is stored with a model; the plain cut at one half where none is."
+    return build(Postprocess, model.descriptions[0].get('postprocess', {}), 'postprocess')
+
+
+def missing_modalities(
+    case: Case,  # on its native grid
+) -> list[str]:
+    "The sequences of a case that are zero everywhere."
+    return [m for m, channel in zip(case.modalities, case.image) if not channel.any()]
+
+
 def predict_case(
     model: Model,  # of `load_model`
     case: Case,  # on its native grid
     device: str = 'auto',  # where the networks run
-    threshold: float = 0.5,  # probability above which a voxel belongs to a region
+    rules: Postprocess | None = None,  # from probabilities to masks; None: those stored with the model
     progress: Callable[[int, int], None] | None = None,  # called with windows done and windows in all
+    say: Callable[[str], None] | None = None,  # told beforehand what it will cost
 ) -> Prediction:
     "Segment one case."
+    _warn_of_missing(model, case)
+    chosen, rules = choose_device(device), rules or rules_of(model)
     model_case = to_model_space(case, model.space)
+    if say:
+        say(f'{case.id}: {predict_cost(model.networks, model_case.image, model.windows, chosen)} on {chosen}')
     probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
-                                          get_targets(model.targets).activation, choose_device(device), progress=progress)
+                                          get_targets(model.targets).activation, chosen, progress=progress)
     regions = to_regions(probabilities, model.targets)
-    return Prediction(regions_to_labels(regions_to_native(regions, model_case.record, threshold)), regions, model_case)
+    masks = regions_to_native(regions, model_case.record, rules.thresholds)
+    return Prediction(regions_to_labels(apply_rules(masks, rules, case.geometry.voxel_ml)), regions, model_case)
 
-# %% ../nbs/11_infer.ipynb #c5797483
+
+def _warn_of_missing(model: Model, case: Case) -> None:
+    absent = missing_modalities(case)
+    if not absent:
+        return
+    chance = model.descriptions[0].get('config', {}).get('augment', {}).get('modality_dropout_p', 0)
+    trained = 'the model has seen such cases in training' if chance else 'the model has NEVER seen such cases in training'
+    warnings.warn(f'{case.id}: {", ".join(absent)} missing, taken as zeros; {trained}. Expect worse segmentations, most of '
+                  'all of ET without T1gd and of WT without FLAIR', stacklevel=3)
+
+
+def fast_model(
+    model: Model,  # of `load_model`
+    device: str = 'auto',  # where the networks run
+    brain_vox: tuple[int, int, int] = (160, 192, 160),  # a large brain box in model space at 1 mm
+) -> Model:
+    "The same model in a hurry: the whole brain in one pass where memory allows, else windows with less overlap."
+    chosen, whole = choose_device(device), fast_windows(model.windows)
+    shape = [int(n / s) for n, s in zip(brain_vox, model.space.spacing_mm)]
+    cost = predict_cost(model.networks, torch.ones(1, 1, 1, 1).expand(len(MODALITIES), *shape), whole, chosen)
+    free = torch.cuda.mem_get_info(chosen)[0] if chosen.type == 'cuda' else psutil.virtual_memory().available
+    return replace(model, windows=fast_windows(model.windows, whole=cost.memory_mb * 1e6 < free / 2))
+
+# %% ../nbs/11_infer.ipynb #05a7daf4
+#: What can be written beside the label map: folder and what it holds.
+EXTRAS: dict[str, str] = {'probabilities': 'WT, TC, ET along the fourth axis', 'entropy': 'mean entropy of WT, TC, ET in bits'}
+
+
+def _native_bytes(prediction: Prediction, kind: str) -> np.ndarray:
+    "Values in [0, 1] on the native grid as uint8, (X, Y, Z, C); one region at a time."
+    record = prediction.model_case.record
+    volumes = prediction.probabilities
+    if kind == 'entropy':
+        p = volumes.float().clamp(1e-6, 1 - 1e-6)
+        volumes = -(p * p.log2() + (1 - p) * (1 - p).log2()).mean(0, keepdim=True)
+    out = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8)
+    for c, volume in enumerate(volumes):
+        out[..., c] = (to_native(volume[None].cpu(), record)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return out
+
+
+def write_extra(
+    path: str | Path,  # .nii or .nii.gz; folders are made
+    prediction: Prediction,  # of `predict_case`
+    case: Case,  # that was segmented
+    kind: str,  # a key of `EXTRAS`
+) -> Path:
+    "Write probabilities or entropy as uint8 with a scale of 1/255, on the grid of the case."
+    values = _native_bytes(prediction, kind)
+    values = values[..., 0] if values.shape[-1] == 1 else values
+    header = label_header(case.header, 'msd') if case.header is not None else nib.Nifti1Header()
+    header.extensions.clear()
+    header.set_data_shape(values.shape)
+    header.set_data_dtype(np.uint8)
+    header.set_intent('estimate', name=kind)
+    kind_of_file = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind_of_file(values, None if case.header is not None else case.geometry.affine, header)
+    return save_atomically(_Scaled(image, 1 / 255), Path(path))
+
+
+@dataclass
+class _Scaled:
+    "An image whose integers are written as they are, with a scale that readers apply (nibabel would divide by it)."
+    image: nib.Nifti1Image
+    slope: float
+
+    def to_bytes(self) -> bytes:
+        "The file's content, with the scale entered in its header."
+        content = bytearray(self.image.to_bytes())
+        kind, offset = self.image.header.structarr.dtype.fields['scl_slope'][:2]
+        content[offset:offset + kind.itemsize] = np.array(self.slope, dtype=kind).tobytes()
+        return bytes(content)
+
+
 def infer_file(
     model: Model,  # of `load_model`
     source: Study | str | Path | Iterable[str | Path] | Mapping[str, str | Path],  # anything `read_case` takes
@@ -78,46 +178,85 @@ def infer_file(
     schema: str | None = None,  # of the ids to write; None: the input cohort's, else 'msd'
     device: str = 'auto',  # as in `choose_device`
     progress: Callable[[int, int], None] | None = None,  # called with windows done and windows in all
+    allow_missing: bool = False,  # accept any non-empty subset of the sequences
+    extras: Iterable[str] = (),  # what else to write, keys of `EXTRAS`; in a folder of that name beside the output
+    say: Callable[[str], None] | None = None,  # told beforehand what it will cost
 ) -> Prediction:
-    "Segment a study and write its label map on its own grid; the file appears when it is complete."
-    study = source if isinstance(source, Study) else find_study(source)
-    case = read_case(study, with_label=False)
-    prediction = predict_case(model, case, device, progress=progress)
-    write_label(output, prediction.label, case, schema)
+    "Segment a study and write its label map on its own grid; files appear when they are complete."
+    study = source if isinstance(source, Study) else find_study(source, allow_missing=allow_missing)
+    case = read_case(study, with_label=False, allow_missing=allow_missing)
+    prediction = predict_case(model, case, device, progress=progress, say=say)
+    _write(prediction, case, Path(output), schema, extras)
     return prediction
 
-# %% ../nbs/11_infer.ipynb #05a7daf4
+
+def _write(prediction: Prediction, case: Case, output: Path, schema: str | None, extras: Iterable[str]) -> None:
+    "All files of a case, or none: the label map comes last."
+    made = []
+    try:
+        for kind in extras:
+            made.append(write_extra(output.parent / kind / output.name, prediction, case, kind))
+        write_label(output, prediction.label, case, schema)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+# %% ../nbs/11_infer.ipynb #cca89e66
+def _read_ahead(studies: list[Study], allow_missing: bool) -> Iterator[tuple[Study, Future]]:
+    "Studies with their cases, of which the next is always being read."
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(read_case, studies[0], with_label=False, allow_missing=allow_missing) if studies else None
+        for number, study in enumerate(studies, 1):
+            current, following = following, None
+            if number < len(studies):
+                current.exception()  # one at a time: beside the case at work, a single one waits in memory
+                following = pool.submit(read_case, studies[number], with_label=False, allow_missing=allow_missing)
+            yield study, current
+            del current
+
+
 def infer_cohort(
     model: Model,  # of `load_model`
     studies: Iterable[Study],  # such as those of `find_cases`
     output_dir: str | Path,  # one <case id>.nii.gz a case, and manifest.json
     schema: str | None = None,  # of the ids to write; None: the input cohort's, else 'msd'
     device: str = 'auto',  # as in `choose_device`
-    report: Callable[[str], None] = print,  # gets one line a case
+    report: Callable[[str], None] = print,  # gets one line a case, with the time left
+    allow_missing: bool = False,  # accept any non-empty subset of the sequences
+    extras: Iterable[str] = (),  # what else to write, keys of `EXTRAS`
 ) -> dict[str, str]:  # case id -> error, for the cases that failed
     "Segment every case of a cohort; skip those that this model has finished."
-    folder, studies = Path(output_dir), list(studies)
+    folder, studies, extras = Path(output_dir), list(studies), tuple(extras)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _Manifest(folder / 'manifest.json', _fingerprint(model))
-    failures: dict[str, str] = {}
-    for number, study in enumerate(studies, 1):
-        output, began = folder / f'{study.id}.nii.gz', time.monotonic()
-        if manifest.is_done(study, output):
-            report(f'[{number}/{len(studies)}] {study.id}: done before')
-            continue
+    outputs = {s.id: [folder / f'{s.id}.nii.gz', *(folder / kind / f'{s.id}.nii.gz' for kind in extras)] for s in studies}
+    todo = [s for s in studies if not manifest.is_done(s, outputs[s.id])]
+    for study in studies:
+        if study not in todo:
+            report(f'{study.id}: done before')
+    failures, began = {}, time.monotonic()
+    for number, (study, reading) in enumerate(_read_ahead(todo, allow_missing), 1):
+        start = time.monotonic()
         try:
-            prediction = infer_file(model, study, output, schema, device)
+            case = reading.result()
+            prediction = predict_case(model, case, device, say=report if number == 1 else None)
+            _write(prediction, case, outputs[study.id][0], schema, extras)
+            line = '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items())
+            manifest.add(study, outputs[study.id][0], time.monotonic() - start)
         except (InputError, MemoryError, OSError, RuntimeError) as error:
             failures[study.id] = str(error) or type(error).__name__
-            report(f'[{number}/{len(studies)}] {study.id}: FAILED: {failures[study.id]}')
-            continue
-        seconds = time.monotonic() - began
-        manifest.add(study, output, seconds)
-        volumes = '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items())
-        report(f'[{number}/{len(studies)}] {study.id}: {volumes}  ({seconds:.1f} s)')
+            line = f'FAILED: {failures[study.id]}'
+        report(f'[{number}/{len(todo)}] {study.id}: {line}  {_time_left(time.monotonic() - began, number, len(todo))}')
     return failures
 
-# %% ../nbs/11_infer.ipynb #180222bb
+
+def _time_left(seconds: float, done: int, total: int) -> str:
+    "Seconds a case so far, and what is left at that pace."
+    each = seconds / done
+    return f'({each:.1f} s a case' + (f', {each * (total - done) / 60:.1f} min left)' if done < total else ')')
+
+# %% ../nbs/11_infer.ipynb #89d3745d
 class _Manifest:
     "What made each output, kept beside the outputs and rewritten after each case."
 
@@ -130,14 +269,17 @@ class _Manifest:
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f'{path}: not a manifest that this version can read: {error}') from None
 
-    def is_done(self, study: Study, output: Path) -> bool:
-        "Whether this model made this output of this input."
+    def is_done(self, study: Study, outputs: Iterable[Path]) -> bool:
+        "Whether this model made these outputs of this input."
         entry = self.cases.get(study.id)
-        return bool(entry) and output.is_file() and entry['model'] == self.model and entry['inputs'] == _inputs(study)
+        made = bool(entry) and all(path.is_file() for path in outputs)
+        return made and entry['model'] == self.model and entry['inputs'] == _inputs(study)
 
     def add(self, study: Study, output: Path, seconds: float) -> None:
-        self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'model': self.model,
-                                'seconds': round(seconds, 2), 'version': __version__}
+        "Note a finished case and write the manifest."
+        files = dict.fromkeys(study.images.values())
+        self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: _sha256(p) for p in files},
+                                'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions()}
         temporary = self.path.with_name(f'.{self.path.name}.tmp')
         temporary.write_text(json.dumps({'cases': self.cases}, indent=1), encoding='utf-8')
         os.replace(temporary, self.path)
@@ -148,6 +290,15 @@ def _inputs(study: Study) -> dict[str, list]:
     return {m: [str(p), (stat := p.stat()).st_size, stat.st_mtime_ns] for m, p in study.images.items() if p.exists()}
 
 
+def _sha256(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {'neuroseg3d': __version__, 'torch': torch.__version__, 'numpy': np.__version__, 'nibabel': nib.__version__}
+
+
 def _fingerprint(model: Model) -> dict:
     "What identifies a model: its weights and the way they are used."
     digest = hashlib.sha256()
@@ -155,4 +306,4 @@ def _fingerprint(model: Model) -> dict:
         for name, value in network.state_dict().items():
             digest.update(name.encode() + value.detach().contiguous().cpu().numpy().tobytes())
     return {'checkpoints': [p.name for p in model.paths], 'weights_sha256': digest.hexdigest(),
-            'windows': repr(model.windows)}
+            'windows': repr(model.windows), 'postprocess': repr(rules_of(model))}
