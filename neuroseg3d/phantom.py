@@ -34,10 +34,11 @@ __all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST
            'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head', 'TumourPlan',
            'draw_site', 'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen', 'sample_anatomy', 'lattice_axes',
            'inflate', 'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto', 'enhancement_mm', 'Lesion',
-           'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft', 'white_matter_spots', 'vessels', 'cover_of',
-           'paint', 'to_scanner_units', 'rician', 'acquire_slices', 'draw_resolution_mm', 'acquire', 'check_spacing',
-           'phantom_geometry', 'brain_box', 'box_axes', 'average_parts', 'make_phantom', 'best_threshold_dice',
-           'label_contrast', 'case_seed', 'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
+           'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft', 'white_matter_spots', 'vessels',
+           'bright_shell', 'cover_of', 'paint', 'to_scanner_units', 'rician', 'acquire_slices', 'draw_resolution_mm',
+           'acquire', 'check_spacing', 'phantom_geometry', 'brain_box', 'box_axes', 'average_parts', 'make_phantom',
+           'best_threshold_dice', 'label_contrast', 'case_seed', 'write_case', 'describe_cohort', 'usable_cores',
+           'write_cohort']
 
 # %% ../nbs/02_phantom.ipynb #97b58ac3
 def stream(
@@ -268,7 +269,7 @@ def draw_tumour(
     "Draw kind, volumes, foci and behaviour of a patient's tumour."
     rng = stream(head.seed, 'tumour')
     kind = str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()]))
-    wt_ml = float(np.clip(np.exp(rng.normal(np.log(98), 0.5)), 32, 228))
+    wt_ml = float(np.clip(np.exp(rng.normal(np.log(112), 0.5)), 32, 228))
     tc_ml = max(wt_ml * rng.uniform(*KINDS[kind][1]), 9.0)
     main = draw_site(rng, head)
     count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.12, 0.08]))
@@ -279,7 +280,7 @@ def draw_tumour(
     sizes = np.concatenate([[1.0], rng.uniform(0.35, 0.8, count - 1)])
     return TumourPlan(kind, wt_ml, tc_ml, np.vstack([main, others]), sizes,
                       rim_mm=rng.uniform(3.0, 6.5), completeness=rng.uniform(0.5, 1.0), push=rng.uniform(0.1, 0.5),
-                      sparing_mm=rng.uniform(1.0, 10.0))
+                      sparing_mm=rng.uniform(1.0, 6.0))
 
 # %% ../nbs/02_phantom.ipynb #d044c115
 @dataclass(frozen=True)
@@ -391,7 +392,7 @@ def grow_core(
 
 # %% ../nbs/02_phantom.ipynb #3fb638cc
 #: Speed of the edema's front by tissue, relative to white matter; vasogenic edema hardly enters the cortex.
-SPEED: dict[str, float] = {'wm': 1.0, 'gm': 0.22, 'csf': 0.04}
+SPEED: dict[str, float] = {'wm': 1.0, 'gm': 0.35, 'csf': 0.04}
 
 
 def grow_edema(
@@ -401,7 +402,7 @@ def grow_edema(
     axes: Sequence[np.ndarray],  # the lattice
 ) -> np.ndarray:  # float32, mm of white matter that the front had to cross
     "When edema arrives, as a distance along white matter from the core."
-    wander = np.exp(np.float32(0.35) * smooth_field(stream(head.seed, 'edema'), axes, 12.0))
+    wander = np.exp(np.float32(0.3) * smooth_field(stream(head.seed, 'edema'), axes, 12.0))
     speed = sum(np.float32(v) * getattr(tissue, t) for t, v in SPEED.items()) * wander
     cost = np.where(tissue.depth_mm > 0, 1 / speed, -1).astype(np.float64)
     core = (core_mm > 0) & (cost > 0)
@@ -428,7 +429,7 @@ def front_mm(
     axes: Sequence[np.ndarray],  # the grid
 ) -> np.ndarray:  # float32
     "The front's way with the detail that the lattice is too coarse for: it stops short of cortex and fluid."
-    detail = np.float32(1.2) * smooth_field(stream(head.seed, 'fringe'), axes, 5.0)
+    detail = np.float32(0.8) * smooth_field(stream(head.seed, 'fringe'), axes, 5.0)
     fluid = np.float32(60) * np.clip(tissue.csf - 0.35, 0, 1)
     return arrival_mm + detail + np.float32(plan.sparing_mm) * tissue.gm + fluid
 
@@ -547,7 +548,8 @@ CONTRAST: dict[str, tuple[tuple[float, float], ...]] = {
     'bulk': ((1.75, 0.45), (-0.60, 0.25), (-0.70, 0.30), (1.80, 0.50)),
     'enhancing': ((1.60, 0.60), (0.40, 0.25), (2.60, 0.55), (1.35, 0.35)),
     'vessel': ((-0.80, 0.40), (-0.60, 0.40), (3.00, 0.60), (-0.60, 0.50)),
-    'spot': ((1.80, 0.50), (-0.10, 0.25), (0.05, 0.20), (1.10, 0.30)),
+    'shell': ((2.00, 0.70), (0.20, 0.50), (0.60, 0.50), (0.40, 0.60)),
+    'spot': ((1.60, 0.50), (-0.10, 0.25), (0.05, 0.20), (1.10, 0.30)),
 }
 
 
@@ -556,7 +558,7 @@ def visible_boundaries(
 ) -> dict[str, np.ndarray]:
     "Least contrasts by which an annotator tells edema from cortex, and core from edema."
     edema = drawn['edema']
-    edema[0] = max(edema[0], drawn['gm'][0] + 0.75)
+    edema[0] = max(edema[0], drawn['gm'][0] + 0.9)
     for core in ('necrosis', 'bulk'):
         drawn[core][1:3] = np.minimum(drawn[core][1:3], edema[1:3] - np.float32([0.30, 0.40]))
         drawn[core][3] = max(drawn[core][3], edema[3] + 0.35)
@@ -596,7 +598,7 @@ def white_matter_spots(
     "How far white matter has turned bright with age: caps around the ventricles and scattered spots."
     rng = stream(seed, 'spots')
     severity = np.float32(rng.uniform(0, 1) ** 1.5)
-    reach = np.float32(2 + 6 * severity) * np.exp(np.float32(0.5) * smooth_field(rng, axes, 12.0))
+    reach = np.float32(1.5 + 4 * severity) * np.exp(np.float32(0.5) * smooth_field(rng, axes, 12.0))
     caps = soft(reach - tissue.ventricle_mm, 0.8)
     spots = smooth_field(rng, axes, 4.0) - np.float32(3.1 - 1.1 * severity)
     return np.maximum(caps, soft(spots, 0.17) * (tissue.ventricle_mm < 40)) * tissue.wm
@@ -619,6 +621,18 @@ def vessels(
     plexus = (tissue.ventricle_mm < 1) * np.clip(smooth_field(rng, axes, 5.0) - 1, 0, 1)
     return np.clip(np.maximum.reduce([tubes * around, sinus, dura * np.float32(0.8), plexus]), 0, 1)
 
+# %% ../nbs/02_phantom.ipynb #1357c81f
+def bright_shell(
+    seed: int,  # the patient
+    tissue: Anatomy,  # on the grid
+    axes: Sequence[np.ndarray],  # the grid
+) -> np.ndarray:  # float32, 0..1
+    "Bright residue at the surface of the brain, in patches."
+    rng = stream(seed, 'shell')
+    present, spread, thickness = rng.random() < 0.67, rng.uniform(-0.6, 0.9), rng.uniform(1.5, 3.5)
+    patches = soft(smooth_field(rng, axes, 18.0) + np.float32(spread), 0.3)
+    return np.float32(present) * patches * soft(np.float32(thickness) - tissue.depth_mm, 0.6)
+
 # %% ../nbs/02_phantom.ipynb #cd8ab595
 def cover_of(
     seed: int,  # the patient
@@ -628,7 +642,7 @@ def cover_of(
 ) -> dict[str, np.ndarray]:  # tissue -> opacity 0..1, painted in this order
     "What of a tumour is painted over healthy tissue, and how opaque."
     rng = stream(seed, 'cover')
-    fade = np.float32(rng.uniform(0.0, 0.3)) * lesion.share + np.float32(0.08) * np.abs(smooth_field(rng, axes, 9.0))
+    fade = np.float32(rng.uniform(0.0, 0.2)) * lesion.share + np.float32(0.08) * np.abs(smooth_field(rng, axes, 9.0))
     core = 'bulk' if plan.kind in ('none', 'tiny') else 'necrosis'
     return {
         'edema': soft(lesion.edema_mm, 0.8) * np.clip(1 - fade, 0.65, 1),
@@ -652,8 +666,8 @@ def paint(
 ) -> np.ndarray:  # float32 (4, X, Y, Z), in z-scores
     "The four contrasts of a patient, before the scanner spoils them."
     mean, rng = draw_contrast(seed), stream(seed, 'texture')
-    spots, veins = white_matter_spots(seed, tissue, axes), vessels(seed, tissue, axes)
-    layers = {'spot': spots, 'vessel': veins, **cover}
+    layers = {'spot': white_matter_spots(seed, tissue, axes), 'shell': bright_shell(seed, tissue, axes),
+              'vessel': vessels(seed, tissue, axes), **cover}
     broad = np.float32(0.55) * smooth_field(rng, axes, 6.0) + np.float32(0.6) * smooth_field(rng, axes, 14.0)
     images = []
     for i in range(len(MODALITIES)):
@@ -875,7 +889,7 @@ def label_contrast(
 
 # %% ../nbs/02_phantom.ipynb #385c41ce
 #: Changes whenever the same seed would give other voxels.
-GENERATOR: str = '2'
+GENERATOR: str = '3'
 
 
 def case_seed(
