@@ -353,15 +353,16 @@ def receptive_field(
     config: UNetConfig,  # shape of the network
 ) -> tuple[int, int, int]:  # voxels an axis
     "The largest extent of input voxels that one output voxel depends on (normalisation, which sees all, left out)."
-    return tuple(_field_of_axis([_axes(k)[a] for k in config.kernels], [_axes(s)[a] for s in config.strides])
+    mixed = int(prod(_axes(config.strides[0])) > 1)  # the head of a stem looks one voxel around
+    return tuple(_field_of_axis([_axes(k)[a] for k in config.kernels], [_axes(s)[a] for s in config.strides], mixed)
                  for a in range(3))
 
 
-def _field_of_axis(kernels: list[int], strides: list[int]) -> int:
+def _field_of_axis(kernels: list[int], strides: list[int], mixed: int) -> int:
     "The interval of one output voxel followed back to the input; the largest over all alignments with the strides."
     largest = 0
     for voxel in range(prod(strides)):
-        low = high = voxel // strides[0]
+        low, high = (voxel - mixed) // strides[0], (voxel + mixed) // strides[0]
         for kernel, stride in zip(kernels[1:], strides[1:]):  # down the decoder
             low, high = (low - (kernel - 1)) // stride, (high + (kernel - 1)) // stride
         for kernel, stride in zip(kernels[::-1], strides[::-1]):  # up the encoder
