@@ -81,50 +81,77 @@ def _train(args, overrides) -> int:
 
 # %% ../nbs/16_cli.ipynb #6807c28a
 def _infer(args, overrides) -> int:
-    from dataclasses import replace
-
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.core import get_schema
     from neuroseg3d.infer import choose_device, infer_cohort, infer_file
     if args.schema:
         get_schema(args.schema)
-    studies = find_inputs(args.input_image)
+    studies = find_inputs(args.input_image, args.allow_missing)
     choose_device(args.device)
-    model = load_model(args.ckpt_path)
-    model = replace(model, windows=_windows(model.windows, args.config_dir, overrides))
+    model = _adjusted(load_model(args.ckpt_path), args, overrides)
+    extras = [name for name, wanted in (('probabilities', args.save_probabilities), ('entropy', args.save_uncertainty)) if wanted]
+    options = {'schema': args.schema, 'device': args.device, 'allow_missing': args.allow_missing, 'extras': extras}
     if len(studies) == 1:
         output = Path(args.output_dir) / f'{studies[0].id}.nii.gz'
-        volumes = infer_file(model, studies[0], output, args.schema, args.device).volumes_ml
+        volumes = infer_file(model, studies[0], output, say=print, **options).volumes_ml
         print(output, '  '.join(f'{r} {v:.1f} mL' for r, v in volumes.items()), sep='  ')
         return 0
-    failures = infer_cohort(model, studies, args.output_dir, args.schema, args.device)
+    failures = infer_cohort(model, studies, args.output_dir, **options)
     for case, error in failures.items():
         print(f'neuroseg3d: failed: {case}: {error}', file=sys.stderr)
     return 1 if failures else 0
 
 
+def _adjusted(model, args, overrides):
+    "The model, used as configuration and command line say."
+    from dataclasses import replace
+
+    from neuroseg3d.infer import fast_model
+    from neuroseg3d.windows import FLIPS
+    model = replace(model, windows=_windows(model.windows, args.config_dir, overrides))
+    if args.fast:
+        model = fast_model(model, args.device)
+    if args.tta:
+        model = replace(model, windows=replace(model.windows, flips=FLIPS if 'all' in args.tta else tuple(args.tta)))
+    return model
+
+
+def _postprocess(args, overrides) -> int:
+    from neuroseg3d.infer import store_rules, tune_rules
+    rules, before, after = tune_rules(args.pred, args.data, args.ref_schema)
+    print(f'{rules}\nmean Dice {before:.4f} -> {after:.4f}')
+    for path in args.ckpt_path or ():
+        print(f'stored in {store_rules(path, rules)}')
+    return 0
+
+
 def find_inputs(
     words: Sequence[str],  # of --input_image
+    allow_missing: bool = False,  # accept any non-empty subset of the sequences
 ):  # list of Study
     "The studies that --input_image names."
     from neuroseg3d.nifti import find_cases, find_study
     if all('=' in w and not Path(w).exists() for w in words):
-        return [find_study(dict(w.split('=', 1) for w in words))]
+        return [find_study(dict(w.split('=', 1) for w in words), allow_missing=allow_missing)]
     if len(words) == 1 and Path(words[0]).is_dir():
-        return find_cases(words[0], split='all')
-    return [find_study(words)]
+        return find_cases(words[0], split='all', allow_missing=allow_missing)
+    return [find_study(words, allow_missing=allow_missing)]
 
 
 def _windows(stored, config_dir, overrides):
     "How to predict: as the checkpoint was validated, unless configuration or command line say otherwise."
+    from dataclasses import field, make_dataclass
+
     from neuroseg3d.config import load_config, to_dict
-    from neuroseg3d.train import Config
+    from neuroseg3d.windows import Windows
     others = [k for k in overrides if not k.startswith('infer.')]
     if others:
         _fail(f'--{others[0]}: infer takes overrides of the infer section only; the rest is stored in the checkpoint')
     if config_dir is None:
         defaults = {f'infer.{k}': v for k, v in to_dict(stored).items()}
-        return load_config(Config, None, {**defaults, **overrides}).infer if overrides else stored
+        only = make_dataclass('Config', [('infer', Windows, field(default_factory=Windows))])  # training is not imported
+        return load_config(only, None, {**defaults, **overrides}).infer if overrides else stored
+    from neuroseg3d.train import Config
     return load_config(Config, config_dir, overrides).infer
 
 # %% ../nbs/16_cli.ipynb #6d68eacc
@@ -193,6 +220,13 @@ def _add_model_commands(commands) -> None:
     infer.add_argument('--output_dir', required=True)
     infer.add_argument('--schema', help="label schema to write (default: the input cohort's, else msd)")
     infer.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
+    _add_infer_options(infer)
+    tune = _command(commands, 'postprocess', _postprocess, 'Search thresholds and size rules on out-of-fold probabilities',
+                    'neuroseg3d postprocess --pred oof/probabilities --data cohort/ --ckpt_path best.ckpt')
+    tune.add_argument('--pred', required=True, help='folder that `infer --save_probabilities` wrote, of cases held out')
+    tune.add_argument('--data', required=True, help='the cohort with its references')
+    tune.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
+    tune.add_argument('--ckpt_path', nargs='*', help='checkpoints to store the rules in; `infer` then follows them')
     evaluate = _command(commands, 'evaluate', _evaluate, 'Score label maps against references',
                         'neuroseg3d evaluate --pred predictions/ --ref data/Task01_BrainTumour --output_dir runs/scores')
     report = _command(commands, 'report', _report, 'Write an HTML report of predictions',
@@ -205,6 +239,16 @@ def _add_model_commands(commands) -> None:
     evaluate.add_argument('--ref', required=True, help='label map(s): a file, a folder, or a cohort')
     evaluate.add_argument('--empty', choices=('brats', 'nan'), default='brats', help='policy for empty masks')
     report.add_argument('--data', required=True, help='the cohort that was segmented, in any supported layout')
+
+
+def _add_infer_options(infer) -> None:
+    "How `infer` looks, what it accepts, and what it writes beside the label map."
+    infer.add_argument('--fast', action='store_true', help='one pass over the brain where memory allows: quicker, less exact')
+    infer.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),
+                       help='average over mirrored copies: all, or any of none x y z xy xz yz xyz')
+    infer.add_argument('--allow_missing', action='store_true', help='accept any non-empty subset of the sequences')
+    infer.add_argument('--save_probabilities', action='store_true', help='also write probabilities/, a byte a region and voxel')
+    infer.add_argument('--save_uncertainty', action='store_true', help='also write entropy/, a byte a voxel')
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -19,20 +19,22 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
+from scipy.ndimage import find_objects
 
 from . import __version__
-from .checkpoint import Model, load_model
-from .config import build
-from .core import MODALITIES, REGIONS, Case, InputError, regions_to_labels
+from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
+from .config import build, to_dict
+from .core import MODALITIES, REGIONS, Case, InputError, labels_to_regions, regions_to_labels
 from .losses import get_targets, to_regions
-from .nifti import Study, find_study, label_header, read_case, save_atomically, write_label
-from .postprocess import Postprocess, apply_rules
+from .nifti import (Study, find_cases, find_study, label_header, read_case, read_label, save_atomically,
+                              write_label)
+from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'fast_model', 'write_extra',
-           'infer_file', 'infer_cohort']
+           'infer_file', 'infer_cohort', 'tune_rules', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -307,3 +309,34 @@ def _fingerprint(model: Model) -> dict:
             digest.update(name.encode() + value.detach().contiguous().cpu().numpy().tobytes())
     return {'checkpoints': [p.name for p in model.paths], 'weights_sha256': digest.hexdigest(),
             'windows': repr(model.windows), 'postprocess': repr(rules_of(model))}
+
+# %% ../nbs/11_infer.ipynb #d00282c3
+def tune_rules(
+    probabilities_dir: str | Path,  # of `infer_cohort` with extras=('probabilities',), cases that were held out
+    data: str | Path,  # cohort with references
+    schema: str | None = None,  # of the references; None: what the layout says
+) -> tuple[Postprocess, float, float]:  # the rules, mean Dice before and after
+    "Search post-processing rules on stored probabilities."
+    cases = []
+    for study in find_cases(data, split='all', schema=schema):
+        path = Path(probabilities_dir) / f'{study.id}.nii.gz'
+        if study.label is None or not path.is_file():
+            continue
+        label, grid, _ = read_label(study.label, schema, study.schema)
+        values = np.moveaxis(np.asarray(nib.load(path).dataobj.get_unscaled()), -1, 0)
+        if values.shape != (len(REGIONS), *grid.shape):
+            raise InputError(f'{path}: found shape {values.shape}, expected {(len(REGIONS), *grid.shape)}')
+        boxes = find_objects(((values >= 64).any(0) | (label > 0)).astype(np.uint8))  # all that any threshold can reach
+        box = (slice(None), *(boxes[0] if boxes else ()))
+        cases.append(Held(values[box].copy(), labels_to_regions(label)[box], grid.voxel_ml))
+    return search_rules(cases)
+
+
+def store_rules(
+    path: str | Path,  # checkpoint, rewritten whole
+    rules: Postprocess,  # to be followed by `predict_case`
+) -> Path:  # `path`
+    "Write post-processing rules into a checkpoint."
+    content = load_checkpoint(path)
+    about = {**description(content, path), 'postprocess': to_dict(rules)}
+    return save_checkpoint({**content, KEY: about}, path)

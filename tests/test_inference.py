@@ -1,0 +1,210 @@
+"A scan as it is goes in, its label map comes out on the same grid: every orientation, type, scale, layout, in one process."
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from neuroseg3d.checkpoint import Model
+from neuroseg3d.core import MODALITIES, InputError, labels_to_regions
+from neuroseg3d.infer import infer_cohort, infer_file, predict_case
+from neuroseg3d.nifti import find_cases, read_case
+from neuroseg3d.phantom import make_phantom
+from neuroseg3d.transforms import Space, to_model_space
+from neuroseg3d.windows import FLIPS, Windows, predict_probabilities
+
+CODES = [''.join(c) for axes in ('RAS', 'RSA', 'ARS', 'ASR', 'SRA', 'SAR')
+         for c in product(*[{'R': 'RL', 'A': 'AP', 'S': 'SI'}[a] for a in axes])]
+GEOMETRY = ('qform_code', 'sform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z',
+            'srow_x', 'srow_y', 'srow_z', 'xyzt_units')
+
+
+class Threshold(torch.nn.Module):
+    "A network that is exact by construction: what it says of a voxel depends on that voxel alone."
+
+    def forward(self, x):
+        flair, t1gd = x[:, 0], x[:, 2]
+        return 20 * torch.stack([flair - 1.2, torch.minimum(flair - 1.2, t1gd - 0.2), torch.minimum(flair - 1.2, t1gd - 1.5)], 1)
+
+
+def model(spacing_mm=(4.0, 4.0, 4.0), network=None) -> Model:
+    windows = Windows(size=(24, 24, 24), precision='32')
+    return Model([network or Threshold()], Space(spacing_mm), windows, 'regions', [{'schema': 'msd'}], [Path('stand-in')])
+
+
+@pytest.fixture(scope='module')
+def phantom():
+    return make_phantom(3, spacing_mm=4)
+
+
+def stored(case, code='RAS', turn=np.eye(4), dtype=np.int16, slope=None) -> nib.Nifti1Image:
+    "The phantom as a 4-D image, along other axes, placed obliquely, as another type."
+    ornt = ornt_transform(axcodes2ornt('RAS'), axcodes2ornt(code))
+    voxels = apply_orientation(np.moveaxis(case.image, 0, -1), ornt)
+    affine = turn @ case.geometry.affine @ inv_ornt_aff(ornt, case.geometry.shape)
+    image = nib.Nifti1Image(np.ascontiguousarray(voxels), affine)
+    image.header.set_data_dtype(dtype)
+    image.header.set_slope_inter(slope or 1, 0)
+    image.header.set_qform(affine, code=2)
+    image.header.set_sform(affine, code=4)
+    image.header.set_xyzt_units('mm', 'sec')
+    return image
+
+
+def check_space(written: Path, source: Path) -> np.ndarray:
+    "Shape and every field of the geometry, byte for byte; returns the label map."
+    label, image = nib.load(written), nib.load(source)
+    assert label.shape == image.shape[:3] and label.get_data_dtype() == np.uint8
+    for name in GEOMETRY:
+        assert label.header[name].tobytes() == image.header[name].tobytes(), name
+    assert np.array_equal(label.header['pixdim'][:4], image.header['pixdim'][:4])
+    assert np.array_equal(label.affine, image.affine)
+    return np.asarray(label.dataobj)
+
+
+def dice(a, b):
+    return [2 * (x & y).sum() / max(1, x.sum() + y.sum()) for x, y in zip(labels_to_regions(a), labels_to_regions(b))]
+
+
+def test_every_orientation_gives_the_same_mask_in_the_world(phantom, tmp_path):
+    expected = predict_case(model(), phantom).label
+    assert np.bincount(expected.ravel(), minlength=4).min() > 0  # every label is found, else nothing is tested
+    for code in CODES:
+        source = tmp_path / f'{code}.nii'
+        nib.save(stored(phantom, code), source)
+        infer_file(model(), source, tmp_path / 'out' / f'{code}.nii')
+        label = check_space(tmp_path / 'out' / f'{code}.nii', source)
+        back = apply_orientation(label, ornt_transform(axcodes2ornt(code), axcodes2ornt('RAS')))
+        assert min(dice(back, expected)) >= 0.99, code
+    assert len(CODES) == 48
+
+
+def test_a_tilted_head_gives_the_same_mask(phantom, tmp_path):
+    "The affine turns, the voxels stay: model space follows the nearest axes, so that the mask is the same voxel by voxel."
+    expected = predict_case(model(), phantom).label
+    for angles in ((0.1, 0.2, 0.3), (-0.4, 0.3, -0.2)):
+        turn = np.eye(4)
+        turn[:3, :3] = nib.eulerangles.euler2mat(*angles)
+        turn[:3, 3] = 11, -7, 3
+        nib.save(stored(phantom, 'LPS', turn), tmp_path / 'tilted.nii.gz')
+        infer_file(model(), tmp_path / 'tilted.nii.gz', tmp_path / 'out.nii.gz')
+        label = check_space(tmp_path / 'out.nii.gz', tmp_path / 'tilted.nii.gz')
+        assert min(dice(label[::-1, ::-1], expected)) >= 0.99
+
+
+@pytest.mark.parametrize('suffix', ['.nii', '.nii.gz'])
+@pytest.mark.parametrize('kind,slope', [(np.int16, None), (np.uint16, None), (np.float32, None), (np.float64, None),
+                                        (np.int16, 0.25)])
+def test_every_type_is_read_as_nibabel_reads_it(phantom, tmp_path, kind, slope, suffix):
+    source = tmp_path / f'a{suffix}'
+    nib.save(stored(phantom, 'LAS', dtype=kind, slope=slope), source)
+    case = read_case(source)
+    reference = np.moveaxis(nib.load(source).get_fdata(dtype=np.float32), -1, 0)
+    assert case.image.dtype == np.float32 and np.array_equal(case.image, reference)
+    infer_file(model(), source, tmp_path / 'out' / f'a{suffix}')
+    check_space(tmp_path / 'out' / f'a{suffix}', source)
+
+
+def test_anisotropic_voxels_and_four_files(phantom, tmp_path):
+    "Every other slice of the phantom, as four files: same grid out, and about the same tumour."
+    image = stored(phantom, 'LPS')
+    affine = image.affine @ np.diag([1, 1, 2, 1])
+    files = {m: tmp_path / f'P_{m}.nii.gz' for m in MODALITIES}
+    for c, path in enumerate(files.values()):
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::2, c].astype(np.int16), affine), path)
+    infer_file(model(), files, tmp_path / 'out.nii.gz')
+    label = check_space(tmp_path / 'out.nii.gz', files['FLAIR'])
+    whole = predict_case(model(), phantom).label[::-1, ::-1]
+    assert dice(label, whole[:, :, ::2])[0] > 0.9
+
+
+def test_a_mirrored_head_gets_the_mirrored_mask_from_a_network_that_is_not_symmetric(phantom):
+    "With all flips, and windows that lie the same from both ends, on axes that windows cannot divide."
+    from neuroseg3d.unet import UNet, UNetConfig
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(filters=(4, 6), strides=(1, 2), deep_supervision=0))
+    image = to_model_space(phantom, Space((4.0, 4.0, 4.0))).image[:, :21, :33, :15]
+    windows = Windows(size=(12, 16, 16), flips=FLIPS, precision='32')
+    straight = predict_probabilities(network, image, windows)
+    for axes in ((1,), (2, 3)):
+        assert torch.allclose(predict_probabilities(network, image.flip(axes), windows).flip(axes), straight, atol=1e-5)
+
+
+def test_training_validation_and_inference_see_the_same_arrays(phantom, tmp_path, monkeypatch):
+    "What reaches the network in inference is what the data module gives training and validation, bit for bit."
+    from neuroseg3d import data, infer
+    from neuroseg3d.phantom import write_cohort
+    root = write_cohort(tmp_path / 'cohort', n=2, seed=5, spacing_mm=4, workers=1, progress=False)
+    space, seen = Space((4.0, 4.0, 4.0)), {}
+
+    def look(networks, image, *args, **kwargs):
+        seen['image'] = image
+        return torch.zeros(3, *image.shape[1:])
+
+    monkeypatch.setattr(infer, 'predict_probabilities', look)
+    for study in find_cases(root):
+        infer.predict_case(model(), read_case(study, with_label=False))
+        expected = to_model_space(read_case(study), space)
+        assert torch.equal(seen['image'], expected.image)
+    module = data.SegmentationData(data.Data(root=str(root), cache_dir=str(tmp_path / 'cache'), n_folds=1, loader='none'), space)
+    module.setup('fit')
+    for batch in module.val_dataloader():
+        infer.predict_case(model(), read_case(next(s for s in find_cases(root) if s.id == batch['case_id'][0]), with_label=False))
+        assert torch.equal(batch['image'][0], seen['image'])
+
+
+def test_missing_sequences_are_zeros_and_said(phantom, tmp_path):
+    image = stored(phantom)
+    for c, modality in enumerate(MODALITIES):
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., c].astype(np.int16), image.affine), tmp_path / f'P_{modality}.nii.gz')
+    some = [tmp_path / 'P_FLAIR.nii.gz', tmp_path / 'P_T2w.nii.gz']
+    with pytest.raises(InputError, match='missing modality T1w, T1gd'):
+        infer_file(model(), some, tmp_path / 'out.nii.gz')
+    with pytest.warns(UserWarning, match='T1w, T1gd missing, taken as zeros'):
+        prediction = infer_file(model(), some, tmp_path / 'out.nii.gz', allow_missing=True)
+    assert not prediction.model_case.image[1:3].any() and prediction.model_case.image[0].any()
+    assert torch.isfinite(prediction.model_case.image).all()
+    check_space(tmp_path / 'out.nii.gz', some[0])
+
+
+def test_a_failed_case_leaves_nothing(phantom, tmp_path):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError('no such kernel')
+
+    (tmp_path / 'in').mkdir()
+    nib.save(stored(phantom), tmp_path / 'in' / 'a.nii.gz')
+    whole = (tmp_path / 'in' / 'a.nii.gz').read_bytes()
+    (tmp_path / 'in' / 'b.nii.gz').write_bytes(whole[:len(whole) // 2])
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 0xFF
+    (tmp_path / 'in' / 'c.nii.gz').write_bytes(bytes(damaged))
+    studies, lines = find_cases(tmp_path / 'in'), []
+    failures = infer_cohort(model(), studies, tmp_path / 'out', report=lines.append, extras=('probabilities', 'entropy'))
+    assert sorted(failures) == ['b', 'c'] and all('truncated or damaged' in e for e in failures.values()), failures
+    assert sorted(p.relative_to(tmp_path / 'out').as_posix() for p in (tmp_path / 'out').rglob('*') if p.is_file()) == [
+        'a.nii.gz', 'entropy/a.nii.gz', 'manifest.json', 'probabilities/a.nii.gz']
+    failures = infer_cohort(model(network=Broken()), studies[:1], tmp_path / 'broken', report=lines.append)
+    assert failures == {'a': 'no such kernel'} and not list((tmp_path / 'broken').rglob('*.nii.gz'))
+
+
+def test_ensembles_and_flips_average_probabilities(phantom):
+    class Says(torch.nn.Module):
+        def __init__(self, logit):
+            super().__init__()
+            self.logit = logit
+
+        def forward(self, x):
+            return torch.full((len(x), 3, *x.shape[2:]), self.logit)
+
+    pair = replace(model(), networks=[Says(-1.0), Says(8.0)])
+    p = predict_case(pair, phantom).probabilities
+    inside = p[p > 0]
+    mean = (torch.tensor([-1.0, 8.0]).sigmoid()).mean()
+    assert torch.allclose(inside, mean.expand_as(inside), atol=1e-5) and abs(mean - torch.tensor(3.5).sigmoid()) > 0.1
