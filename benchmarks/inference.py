@@ -32,10 +32,11 @@ def recipe(ckpt: str, files: list[str], output: Path) -> dict:
                                   NormalizeIntensityd, Orientationd, SaveImaged, Spacingd)
 
     from neuroseg3d.checkpoint import load_model
-    network = load_model(ckpt).networks[0].to(memory_format=torch.contiguous_format).eval()
+    model = load_model(ckpt)
+    network = model.networks[0].to(memory_format=torch.contiguous_format).eval()
     began = time.perf_counter()
     before = Compose([LoadImaged('image'), EnsureChannelFirstd('image'), Orientationd('image', axcodes='RAS'),
-                      Spacingd('image', pixdim=(1, 1, 1), mode='bilinear'),
+                      Spacingd('image', pixdim=model.space.spacing_mm, mode='bilinear'),
                       NormalizeIntensityd('image', nonzero=True, channel_wise=True)])
     after = Compose([Activationsd('pred', sigmoid=True),
                      Invertd('pred', before, orig_keys='image', nearest_interp=False, to_tensor=True),

@@ -11,10 +11,11 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -389,27 +390,40 @@ def _geometry(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> Geometry
     return Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
 
 # %% ../nbs/01_nifti.ipynb #81eda423
-def _stored_voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    "Voxels as the file holds them, unscaled, read once into the memory that they stay in."
-    count = int(np.prod(image.shape))
-    raw = np.empty(image.dataobj.offset + count * image.get_data_dtype().itemsize, dtype=np.uint8)
-    with (igzip.open(path) if path.name.lower().endswith('.gz') else open(path, 'rb')) as file:
-        found = file.readinto(raw)
-        while 0 < found < len(raw) and (more := file.readinto(raw[found:])):
-            found += more
-    if found < len(raw):
-        raise EOFError(f'found {found:,} bytes, expected {len(raw):,}')
-    return raw[image.dataobj.offset:].view(image.get_data_dtype()).reshape(image.shape, order='F')
+def _open(path: Path) -> BinaryIO:
+    return igzip.open(path) if path.name.lower().endswith('.gz') else open(path, 'rb')
 
 
-def _read_voxels(path: Path, dtype: np.dtype | type | None = np.float32) -> np.ndarray:
-    "Scaled voxels of a file; `dtype` None keeps integers that have no scaling, in their own type."
+def _read_block(file: BinaryIO, size: int) -> np.ndarray:
+    "The next bytes of a file, all of them, in memory of their own."
+    raw, found = np.empty(size, dtype=np.uint8), 0
+    while found < size:
+        more = file.readinto(raw[found:])
+        if not more:
+            raise EOFError(f'found {found:,} bytes of voxels, expected {size:,}')
+        found += more
+    return raw
+
+
+def _stored_volumes(path: Path, image: nib.Nifti1Image) -> Iterator[np.ndarray]:
+    "The 3-D volumes of a file as it holds them, unscaled, one at a time: a 4-D file is never in memory as a whole."
+    shape, dtype = image.shape[:3], image.get_data_dtype()
+    with _open(path) as file:
+        _read_block(file, image.dataobj.offset)
+        for _ in range(int(np.prod(image.shape[3:], dtype=int))):
+            yield _read_block(file, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape, order='F')
+        file.read(1)  # the end of a gzip member checks its sum
+
+
+def _volumes(path: Path, dtype: np.dtype | type | None = np.float32) -> Iterator[np.ndarray]:
+    "Scaled 3-D volumes of a file; `dtype` None keeps integers that have no scaling, in their own type."
     try:
         image = nib.load(path)
-        slope, inter = image.dataobj.slope, image.dataobj.inter
-        if (slope, inter) != (1, 0):
-            return image.get_fdata(dtype=dtype or np.float64, caching='unchanged')
-        return _stored_voxels(path, image)
+        if (image.dataobj.slope, image.dataobj.inter) == (1, 0):
+            yield from _stored_volumes(path, image)
+        else:
+            voxels = image.get_fdata(dtype=dtype or np.float64, caching='unchanged')
+            yield from np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0)
     except (EOFError, OSError, zlib.error, isal_zlib.error, ValueError) as error:
         raise InputError(f'{path}: truncated or damaged: {error}') from None
 
@@ -429,15 +443,15 @@ def _read_images(
 ) -> np.ndarray:
     "All sequences of a study as float32 (4, X, Y, Z) in the library's order; zeros for one that is not there."
     out = np.zeros((len(MODALITIES), *shape), dtype=np.float32)
-    together = _read_voxels(next(iter(study.images.values()))) if study.is_4d else None
 
-    def read(channel: int, modality: str, path: Path) -> None:
-        volume = out[MODALITIES.index(modality)]
-        volume[...] = _read_voxels(path).reshape(shape) if together is None else together[..., channel]
-        _check_channel(volume, modality, path, allow_missing)
+    def read(path: Path) -> None:
+        modalities = [m for m, own in study.images.items() if own == path]
+        for modality, volume in zip(modalities, _volumes(path), strict=True):
+            out[MODALITIES.index(modality)] = volume
+            _check_channel(out[MODALITIES.index(modality)], modality, path, allow_missing)
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # inflating releases the interpreter
-        for done in [pool.submit(read, i, *item) for i, item in enumerate(study.images.items())]:
+        for done in [pool.submit(read, path) for path in headers]:
             done.result()
     return out
 
@@ -488,7 +502,7 @@ def read_label(
     header = read_header(path)
     shape = grid_shape(header, path)
     _check_memory(path, header)
-    values = _read_voxels(path, dtype=None).reshape(shape)
+    values = next(_volumes(path, dtype=None)).reshape(shape)
     found = np.unique(values)
     if not np.isfinite(found).all() or (found != np.round(found)).any():
         raise InputError(f'{path}: found fractional or non-finite label values such as '
