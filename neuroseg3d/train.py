@@ -375,7 +375,7 @@ class ProgressLines(Callback):
 
 def progress_callbacks() -> tuple[list[Callback], bool]:
     "Callbacks for progress, and whether Lightning's bar is shown."
-    interactive = sys.stderr.isatty() or 'google.colab' in sys.modules
+    interactive = sys.stderr.isatty()
     return ([TQDMProgressBar(refresh_rate=5)] if interactive else [ProgressLines()]), interactive
 
 # %% ../nbs/10_train.ipynb #4e6d0685

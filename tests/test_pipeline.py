@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,23 +48,35 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)['state_dict']
 
 
+#: A training whose process ends, without any goodbye, when it is about to begin a given step.
+STOPPING = """
+import os, sys
+import neuroseg3d.train as train
+from neuroseg3d.cli import main
+
+class Stop(train.pl.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == int(os.environ['STOP_AT']):
+            os._exit(9)
+
+make = train.make_trainer
+
+def stopping(*args):
+    trainer = make(*args)
+    trainer.callbacks.append(Stop())
+    return trainer
+
+train.make_trainer = stopping
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_resume_is_exact(work):
     "Three steps, a new process, three more: the weights of six steps, bit for bit."
-    stop = "from neuroseg3d.train import *; from neuroseg3d.config import load_config\n" \
-           "import sys, os, ast\n" \
-           "class Stop(Callback):\n" \
-           "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n" \
-           "        if trainer.global_step == int(os.environ['STOP_AT']): os._exit(9)\n" \
-           "import neuroseg3d.train as t\n" \
-           "make = t.make_trainer\n" \
-           "def stopping(*a):\n" \
-           "    trainer = make(*a); trainer.callbacks.append(Stop()); return trainer\n" \
-           "t.make_trainer = stopping\n" \
-           "from neuroseg3d.cli import main; sys.exit(main(sys.argv[1:]))\n"
     for at in (2, 3, 4):
         words = ['train', '--data.root', 'cohort', '--trainer.output_dir', f'stopped{at}', *SMALL]
-        killed = subprocess.run([sys.executable, '-c', stop, *words], cwd=work, capture_output=True, text=True,
-                                env={**__import__('os').environ, 'STOP_AT': str(at)})
+        killed = subprocess.run([sys.executable, '-c', STOPPING, *words], cwd=work, capture_output=True, text=True,
+                                env={**os.environ, 'STOP_AT': str(at)})
         assert killed.returncode == 9, killed.stderr
         last = work / f'stopped{at}' / 'checkpoints' / 'last.ckpt'
         assert torch.load(last, weights_only=True)['global_step'] == at
