@@ -93,7 +93,7 @@ def test_runs_are_never_overwritten_or_silently_restarted(work):
     assert 'no such checkpoint' in run(*words, '--ckpt_path', 'absent.ckpt', cwd=work, code=2).stderr
     assert 'the run is finished (6 of 6 steps)' in run(*words, '--resume', 'auto', cwd=work).stdout
     other = run(*words, '--ckpt_path', 'run/checkpoints/last.ckpt', '--model.filters', '[8, 16, 24, 32]', cwd=work, code=2)
-    assert 'model.filters: [12, 24, 48, 96] in the checkpoint, [8, 16, 24, 32] now' in other.stderr
+    assert 'model.filters: [16, 32, 64, 128] in the checkpoint, [8, 16, 24, 32] now' in other.stderr
 
 
 @pytest.mark.parametrize('how', ['4-D file', 'cohort', 'four files', 'named files', 'case folder'])
