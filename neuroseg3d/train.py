@@ -22,7 +22,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import KEY, describe, description, load_checkpoint, save_checkpoint
@@ -31,15 +31,16 @@ from .core import REGIONS, InputError, regions_to_labels
 from .data import Data, SegmentationData, save_split
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
+from .tracking import LoggerConfig, make_logger, run_id_of, tracking_callbacks
 from .transforms import Augment, Space
 from .unet import UNet, UNetConfig
 from .windows import Windows, predict_probabilities
 
 # %% auto #0
-__all__ = ['Optim', 'TrainerConfig', 'LoggerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed',
-           'SegmentationTask', 'SafeCheckpointIO', 'Checkpoints', 'has_wandb_credentials', 'make_logger',
-           'ProgressLines', 'progress_callbacks', 'choose_precision', 'cpu_has_bf16', 'resume_point', 'check_same_run',
-           'make_trainer', 'RunData', 'open_data', 'provenance_of', 'fit', 'best_checkpoint']
+__all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'SegmentationTask',
+           'SafeCheckpointIO', 'Checkpoints', 'ProgressLines', 'progress_callbacks', 'choose_precision', 'cpu_has_bf16',
+           'resume_point', 'check_same_run', 'make_trainer', 'RunData', 'open_data', 'provenance_of', 'fit',
+           'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -82,15 +83,6 @@ class TrainerConfig:
     def validation_interval(self) -> int:
         "Steps between validations; a run shorter than that is validated once, at its end."
         return min(self.val_every_steps, self.max_steps)
-
-
-@dataclass(frozen=True)
-class LoggerConfig:
-    "Where metrics go."
-    kind: Literal['csv', 'tensorboard', 'wandb', 'none'] = 'csv'  # csv, tensorboard (needs its package), wandb, none
-    project: str = 'neuroseg3d'  # W&B project
-    name: str | None = None  # name of the run; None lets the logger choose
-    mode: Literal['auto', 'online', 'offline'] = 'auto'  # W&B: auto (online where credentials are found), online, offline
 
 
 @dataclass(frozen=True)
@@ -310,51 +302,6 @@ def _hard_link(source: Path, target: Path) -> None:
         shutil.copy2(source, temporary)
     os.replace(temporary, target)
 
-# %% ../nbs/10_train.ipynb #8ba77ccc
-def has_wandb_credentials() -> bool:
-    "Whether W&B could log in without asking."
-    if os.environ.get('WANDB_API_KEY'):
-        return True
-    from netrc import NetrcParseError, netrc
-    from urllib.parse import urlparse
-    host = urlparse(os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai')).hostname
-    try:
-        return netrc(os.environ.get('NETRC')).authenticators(host or '') is not None
-    except (FileNotFoundError, NetrcParseError):
-        return False
-
-
-def make_logger(
-    config: Config,  # of the run
-    output_dir: Path,  # of the run
-):  # a Lightning logger, or False
-    "The logger that the configuration asks for."
-    kind, folder = config.logger.kind, output_dir / 'logs'
-    if kind == 'none':
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == 'csv':
-        from pytorch_lightning.loggers import CSVLogger
-        return CSVLogger(folder, name=None, version='', flush_logs_every_n_steps=20)
-    if kind == 'tensorboard':
-        try:
-            from pytorch_lightning.loggers import TensorBoardLogger
-            return TensorBoardLogger(folder, name=None, version='')
-        except ModuleNotFoundError:
-            raise InputError('logger.kind tensorboard needs the package tensorboard: pip install tensorboard') from None
-    return _wandb_logger(config, folder)
-
-
-def _wandb_logger(config: Config, folder: Path):
-    from pytorch_lightning.loggers import WandbLogger
-    mode = config.logger.mode
-    if mode == 'auto':
-        mode = os.environ.get('WANDB_MODE') or ('online' if has_wandb_credentials() else 'offline')
-    if mode == 'offline':
-        print(f'W&B: offline; upload later with: wandb sync {folder}/wandb/offline-run-*')
-    return WandbLogger(project=config.logger.project, name=config.logger.name, save_dir=folder, offline=mode == 'offline',
-                       config=to_dict(config))
-
 # %% ../nbs/10_train.ipynb #482e12be
 class ProgressLines(Callback):
     "One line per validation: step, loss, Dice by region, learning rate, time left."
@@ -437,11 +384,12 @@ def check_same_run(
 def make_trainer(
     config: Config,  # of the run
     output_dir: Path,  # of the run
+    stored: dict[str, Any] | None = None,  # checkpoint that it goes on from
 ) -> pl.Trainer:
     "The Lightning trainer of a run."
     t = config.trainer
     progress, bar = progress_callbacks()
-    logger = make_logger(config, output_dir)
+    logger = make_logger(config.logger, output_dir, to_dict(config), run_id_of(stored or {}))
     checkpoints = Checkpoints(output_dir / 'checkpoints', t.checkpoint_every_steps, t.keep_best)
     on_cpu = t.accelerator == 'cpu' or not torch.cuda.is_available()
     return pl.Trainer(
@@ -450,7 +398,7 @@ def make_trainer(
         precision=choose_precision(t.precision, t.accelerator), accelerator=t.accelerator, devices=t.devices,
         num_nodes=t.num_nodes, strategy='auto' if t.devices == 1 and t.num_nodes == 1 else 'ddp',
         deterministic=(True if on_cpu else 'warn') if t.deterministic else None, use_distributed_sampler=False,
-        callbacks=[*progress, checkpoints, *([LearningRateMonitor('step')] if logger else [])], logger=logger,
+        callbacks=[*progress, checkpoints, *tracking_callbacks(logger)], logger=logger,
         plugins=[SafeCheckpointIO()], enable_checkpointing=False, enable_progress_bar=bar, enable_model_summary=False,
         log_every_n_steps=10, default_root_dir=output_dir)
 
@@ -544,7 +492,7 @@ def fit(
     if verbose:
         print(data.plan, f'resuming from {start} at step {done} of {total}' if start else f'training for {total} steps', sep='\n')
     with _quiet_lightning():
-        make_trainer(config, output_dir).fit(task, datamodule=data, ckpt_path=start)
+        make_trainer(config, output_dir, stored).fit(task, datamodule=data, ckpt_path=start)
     return best_checkpoint(output_dir / 'checkpoints')
 
 
