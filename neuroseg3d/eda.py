@@ -25,9 +25,9 @@ from .nifti import Study, find_cases, read_case
 from .viz import PALETTE, Picture, chart, make_view, page_head, page_tail, to_ras
 
 # %% auto #0
-__all__ = ['PERCENTILES', 'describe_intensity', 'describe_case', 'patient_id', 'content_hash', 'thumbnail', 'find_duplicates',
-           'features', 'find_outliers', 'fingerprint', 'summarise_cohort', 'show_intensities', 'show_volumes',
-           'write_eda']
+__all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'describe_case', 'patient_id', 'content_hash', 'thumbnail',
+           'find_duplicates', 'features', 'find_outliers', 'fingerprint', 'summarise_cohort', 'show_intensities',
+           'show_volumes', 'show_contrast', 'write_eda']
 
 # %% ../nbs/04_eda.ipynb #f8f484b1
 #: Percentiles of the intensities that a fingerprint keeps.
@@ -47,6 +47,21 @@ def describe_intensity(
             'percentiles': {f'{p:g}': float(v) for p, v in zip(PERCENTILES, levels)}}
 
 
+def describe_contrast(
+    case: Case,  # with a label
+) -> dict[str, dict[str, dict[str, float]]]:  # modality -> region or 'rest' -> mean, sd; z-scores over non-zero voxels
+    "How far each region stands out from the brain in each sequence; 'rest' is the brain outside the tumour."
+    masks = {**{r: np.isin(case.label, labels) for r, labels in REGIONS.items()}, 'rest': case.brain & (case.label == 0)}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for modality, volume in zip(case.modalities, case.image):
+        whole = volume[volume != 0]
+        middle, spread = (whole.mean(dtype=np.float64), whole.std(dtype=np.float64)) if whole.size else (0.0, 0.0)
+        inside = {name: volume[mask & (volume != 0)] for name, mask in masks.items()} if spread > 0 else {}
+        found[modality] = {name: {'mean': float((v.mean(dtype=np.float64) - middle) / spread),
+                                  'sd': float(v.std(dtype=np.float64) / spread)} for name, v in inside.items() if v.size}
+    return found
+
+
 def describe_case(
     case: Case,  # on its native grid
 ) -> dict:  # plain values, fit for JSON
@@ -59,12 +74,13 @@ def describe_case(
         'brain_ml': float(brain.sum() * grid.voxel_ml),
         'brain_box_mm': [float(n * s) for n, s in zip(box.shape, box.spacing_mm)],
         'intensity': {m: describe_intensity(v) for m, v in zip(case.modalities, case.image)},
-        'schema': case.schema, 'labels': None, 'regions_ml': None, 'hash': content_hash(case),
+        'schema': case.schema, 'labels': None, 'regions_ml': None, 'contrast': None, 'hash': content_hash(case),
     }
     if case.label is not None:
         counts = np.bincount(case.label.ravel(), minlength=len(LABEL_NAMES))
         record['labels'] = {name: int(counts[label]) for label, name in LABEL_NAMES.items()}
         record['regions_ml'] = {r: case.volume_ml(r) for r in REGIONS}
+        record['contrast'] = describe_contrast(case)
     return record
 
 # %% ../nbs/04_eda.ipynb #7f8f0cd8
@@ -266,6 +282,8 @@ def summarise_cohort(
         'intensity': {m: {k: _spread(r['intensity'].get(m, {}).get(k) for r in records) for k in ('mean', 'sd')}
                       for m in MODALITIES},
         'regions_ml': {r: _spread(c['regions_ml'][r] for c in labelled) for r in REGIONS},
+        'contrast': {m: {r: _spread(c['contrast'].get(m, {}).get(r, {}).get('mean') for c in labelled)
+                         for r in (*REGIONS, 'rest')} for m in MODALITIES},
         'without_region': {r: sum(c['regions_ml'][r] == 0 for c in labelled) for r in REGIONS},
     }
 
@@ -315,7 +333,25 @@ def show_volumes(
     edges.set_xticks(range(3), ['first axis', 'second', 'third'])
     return figure
 
-# %% ../nbs/04_eda.ipynb #0b3e74c5
+
+def show_contrast(
+    found: dict,  # of `fingerprint`
+) -> Picture:
+    "Mean z-score of each region in each sequence, a point a case; lines are medians."
+    figure, axes = chart(MODALITIES, (9.0, 2.8))
+    labelled = [r['contrast'] for r in found['cases'] if r['contrast']]
+    names = [*REGIONS, 'rest']
+    for ax, modality in zip(axes, MODALITIES):
+        ax.axhline(0, color='#7b828c', linewidth=0.6)
+        for x, name in enumerate(names):
+            values = [c[modality][name]['mean'] for c in labelled if name in c.get(modality, {})]
+            _points(ax, values, x, PALETTE.get(name, PALETTE['brain']))
+        ax.set_xlim(-0.6, len(names) - 0.4)
+        ax.set_xticks(range(len(names)), names)
+    axes[0].set_ylabel('mean z-score')
+    return figure
+
+# %% ../nbs/04_eda.ipynb #c0cb0d02
 def _flat(record: dict) -> dict:
     "A record as a row of a table."
     row = {'case': record['case'], 'patient': record['patient'], 'layout': record['layout'],
@@ -325,6 +361,8 @@ def _flat(record: dict) -> dict:
         row[f'{region}_ml'] = None if record['regions_ml'] is None else round(record['regions_ml'][region], 3)
     for modality, d in record['intensity'].items():
         row |= {f'{modality}_mean': d.get('mean'), f'{modality}_sd': d.get('sd')}
+        of_regions = (record['contrast'] or {}).get(modality, {})
+        row |= {f'{modality}_z_{region}': of_regions.get(region, {}).get('mean') for region in (*REGIONS, 'rest')}
     return row | {'hash': record['hash'], 'remarks': '; '.join(record['remarks'])}
 
 
@@ -355,7 +393,7 @@ def _table(records: list[dict]) -> str:
     return (f'<div class="scroll"><table class="cohort"><thead><tr><th><button>Case</button></th>{head}</tr></thead>'
             f'<tbody>{body}</tbody></table></div>')
 
-# %% ../nbs/04_eda.ipynb #c0cb0d02
+# %% ../nbs/04_eda.ipynb #c23be91d
 def write_eda(
     folder: str | Path,  # a cohort in any supported layout
     output_dir: str | Path,  # gets index.html, fingerprint.json, cases.csv and the figures; made if absent
@@ -373,6 +411,8 @@ def write_eda(
         writer.writeheader()
         writer.writerows(rows)
     figures = {'intensities': show_intensities(found), 'volumes': show_volumes(found)} if rows else {}
+    if found['summary']['labelled']:
+        figures['contrast'] = show_contrast(found)
     for name, figure in figures.items():
         (out / f'{name}.png').write_bytes(figure.png(dpi=160))
     (out / 'index.html').write_text(_page(Path(folder).resolve().name, found, list(figures)), encoding='utf-8')
