@@ -37,9 +37,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
+from .augment import Augment, augmentation
 from .core import MODALITIES, InputError, Label
 from .nifti import Study, find_cases, read_case, read_header
-from .transforms import Augment, ModelCase, Record, Space, augmentation, one_thread, to_model_space
+from .transforms import ModelCase, Record, Space, one_thread, to_model_space
 
 # %% auto #0
 __all__ = ['MSD_URL', 'MSD_MD5', 'Data', 'fetch', 'extract', 'download', 'patient_of', 'Split', 'study_files', 'make_split',
@@ -523,7 +524,7 @@ def plan_machine(
 
 # %% ../nbs/06_data.ipynb #098a89ae
 _VOXELS_A_LABEL = 4096
-_CACHE_FORMAT = 1  # raise it whenever what is stored changes its meaning
+_CACHE_FORMAT = 2  # raise it whenever what is stored changes its meaning
 
 
 def tumour_voxels(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -119,6 +118,7 @@ class SegmentationLoss(nn.Module):
         self,
         config: LossConfig = LossConfig(),  # what is optimised
     ):
+        from monai.losses import DiceCELoss, DiceLoss  # takes seconds; inference needs this room, but no loss
         super().__init__()
         self.config = config
         shared = {'batch': config.batch_dice, 'smooth_nr': config.smooth, 'smooth_dr': max(config.smooth, 1e-5)}

@@ -25,6 +25,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.optim.swa_utils import AveragedModel
 
+from .augment import Augment
 from .checkpoint import KEY, describe, description, load_checkpoint, save_checkpoint
 from .config import to_dict
 from .core import REGIONS, InputError, regions_to_labels
@@ -32,7 +33,7 @@ from .data import Data, SegmentationData, save_split
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
 from .tracking import LoggerConfig, make_logger, run_id_of, tracking_callbacks
-from .transforms import Augment, Space
+from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows, predict_probabilities
 

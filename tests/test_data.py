@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuroseg3d.augment import Augment
 from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
                              make_split, patient_of, plan_machine)
 from neuroseg3d.nifti import Study, find_cases
-from neuroseg3d.transforms import Augment, Space
+from neuroseg3d.transforms import Space
 
 STRONG = Augment(rotation_p=0.5, scaling_p=0.5, noise_p=0.5, blur_p=0.5, brightness_p=0.5, contrast_p=0.5,
                  low_resolution_p=0.5, gamma_p=0.5, gamma_inverted_p=0.5, modality_dropout_p=0.3)
@@ -95,7 +96,7 @@ def test_another_process_makes_the_same_patches(cohort, cases):
 import hashlib, sys, torch
 from neuroseg3d.data import PatchDataset, Prepare
 from neuroseg3d.nifti import find_cases
-from neuroseg3d.transforms import Augment
+from neuroseg3d.augment import Augment
 torch.set_num_threads(3)
 patches = PatchDataset([Prepare()(s) for s in find_cases(sys.argv[1])], (24, 24, 24), seed=7, augment=Augment())
 print([hashlib.sha256(patches[i]['image'].numpy().tobytes()).hexdigest() for i in range(40, 52)])
