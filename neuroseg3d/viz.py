@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -16,7 +16,8 @@ import nibabel as nib
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -28,9 +29,10 @@ from skimage.measure import marching_cubes
 from .core import REGION_NAMES, REGIONS, Case, Geometry, InputError, Label, labels_to_regions
 
 # %% auto #0
-__all__ = ['PALETTE', 'LABEL_PALETTE', 'PLANES', 'ERRORS', 'PAGE_CSS', 'SORT_JS', 'Plane', 'to_ras', 'cut', 'View', 'make_view',
-           'largest_slices', 'as_case', 'Picture', 'Panel', 'show_planes', 'show_modalities', 'error_map',
-           'show_errors', 'surface_mesh', 'mesh_volume_ml', 'mesh_figure', 'chart', 'embed', 'page_head', 'page_tail']
+__all__ = ['PALETTE', 'LABEL_PALETTE', 'PLANES', 'ERRORS', 'DISTANCE', 'ENTROPY', 'PAGE_CSS', 'SORT_JS', 'Plane', 'to_ras', 'cut',
+           'View', 'make_view', 'largest_slices', 'as_case', 'Picture', 'Panel', 'show_planes', 'show_modalities',
+           'error_map', 'show_errors', 'signed_distance_mm', 'Scale', 'show_maps', 'show_distances', 'surface_mesh',
+           'mesh_volume_ml', 'mesh_figure', 'error_paint', 'chart', 'embed', 'page_head', 'page_tail']
 
 # %% ../nbs/03_viz.ipynb #6a5ac0b8
 #: Colour of each region, of the brain, and of each kind of voxel in an error map.
@@ -180,9 +182,9 @@ class Panel:
     row: int = 0
 
 
-def _page(view: View, panels: Sequence[Panel], width_in: float, dpi: float) -> tuple[Picture, list[Axes]]:
+def _page(view: View, panels: Sequence[Panel], width_in: float, dpi: float, foot: float = 0.44) -> tuple[Picture, list[Axes]]:
     "An empty figure with an axes a panel, all at one scale in mm."
-    gap, head, foot = 0.12, 0.30, 0.44
+    gap, head = 0.12, 0.30
     columns, rows = max(p.column for p in panels) + 1, max(p.row for p in panels) + 1
     sizes = [view.extent_mm(p.plane) for p in panels]
     wide = [max(s[0] for p, s in zip(panels, sizes) if p.column == c) for c in range(columns)]
@@ -445,6 +447,134 @@ def _draw_errors(ax: Axes, view: View, errors: np.ndarray, panel: Panel) -> None
     ax.text(0.02, 0.015, '\n'.join(volumes) if errors.any() else 'absent in both', transform=ax.transAxes, fontsize=6.5,
             color=_QUIET, va='bottom')
 
+# %% ../nbs/03_viz.ipynb #c10b1272
+def signed_distance_mm(
+    mask: np.ndarray,  # bool (X, Y, Z): the reference
+    spacing_mm: Sequence[float],  # voxel edges
+    within: np.ndarray | None = None,  # bool, same shape: where distances are wanted; None: everywhere
+) -> np.ndarray:  # float32 (X, Y, Z): > 0 outside the mask, < 0 inside; NaN far from mask and `within`, or without a mask
+    "Distance of every voxel's centre to the border of a mask."
+    mask = np.asarray(mask, bool)
+    out = np.full(mask.shape, np.nan, np.float32)
+    boxes = ndimage.find_objects((mask if within is None else mask | within).astype(np.uint8))
+    if not mask.any():
+        return out
+    box = tuple(slice(max(0, b.start - 2), b.stop + 2) for b in boxes[0]) if within is not None else (slice(None),) * 3
+    inside = np.pad(mask[box], 1)  # beyond the image there is no mask
+    found = np.where(inside, -_to_faces(inside, spacing_mm), _to_faces(~inside, spacing_mm))
+    out[box] = found[1:-1, 1:-1, 1:-1]
+    return out
+
+
+def _to_faces(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    "Distance in mm from the voxels of a mask to the nearest voxel outside it, up to that voxel's nearest face."
+    spacing = np.asarray(spacing_mm, np.float32).reshape(3, 1, 1, 1)
+    nearest = ndimage.distance_transform_edt(mask, sampling=spacing_mm, return_distances=False, return_indices=True)
+    apart = np.abs(nearest - np.indices(mask.shape, np.int32)) * spacing
+    return np.sqrt((np.maximum(apart - spacing / 2, 0) ** 2).sum(0))
+
+# %% ../nbs/03_viz.ipynb #350b157e
+@dataclass(frozen=True)
+class Scale:
+    "How numbers become colours."
+    unit: str  # what is measured, and in what
+    low: float  # number of the first colour
+    high: float  # number of the last colour
+    colours: tuple[str, ...]  # at even steps from low to high
+
+    @property
+    def cmap(self) -> LinearSegmentedColormap:
+        "As matplotlib wants it; what is not a number stays transparent."
+        return LinearSegmentedColormap.from_list(self.unit, self.colours).with_extremes(bad=(0, 0, 0, 0))
+
+
+#: Signed distance to the border of the reference.
+DISTANCE: Scale = Scale('mm from the border of the reference: missed (\N{MINUS SIGN}), added (+)', -6, 6,
+                        ('#8F0A2A', PALETTE['missed'], '#F4E6EC', PALETTE['over'], '#4B1C99'))
+#: Entropy of a yes/no question.
+ENTROPY: Scale = Scale('entropy, bits', 0, 1, ('#000004', '#51127C', '#B73779', '#FC8961', '#FCFDBF'))
+
+
+def show_maps(
+    case: Case,  # any orientation
+    maps: Mapping[str, np.ndarray],  # title -> numbers (X, Y, Z) on the case's grid; NaN is not drawn
+    scale: Scale = ENTROPY,  # one for all maps
+    label: np.ndarray | None = None,  # canonical ids (X, Y, Z): contours over the maps
+    regions: Sequence[str] = ('WT',),  # regions of the label to outline; over a map named after one of them, that one
+    planes: Sequence[str] = ('axial',),  # with one plane the maps stand side by side, else a row each
+    modality: str = 'FLAIR',  # sequence to draw below
+    at: Sequence[int] | None = None,  # voxel of the case's own grid; None: where each map has most
+    at_mm: Sequence[float] | None = None,  # place in RAS mm instead
+    width_in: float = 9.0,  # of the figure, in inches
+    dpi: float = 80,  # dots per inch
+) -> Picture:
+    "Numbers over the image, with a colour bar."
+    view = make_view(case)
+    turned = {title: view.turn(_on_grid(m, case)) for title, m in maps.items()}
+    panels = []
+    for row, (title, values) in enumerate(turned.items()):
+        index = _place(view, None, at, at_mm) if at is not None or at_mm is not None else _fullest(values)
+        for column, plane in enumerate(planes):
+            place = dict(column=row) if len(planes) == 1 else dict(column=column, row=row)
+            panels.append((Panel(plane, index, title if len(planes) == 1 else f'{title}  {plane}', **place), values))
+    figure, axes = _page(view, [p for p, _ in panels], width_in, dpi, 0.74)
+    volume, grey = _sequence(view, modality, (0.5, 99.8))
+    outline = None if label is None else view.turn(_on_grid(label, case))
+    for ax, (panel, values) in zip(axes, panels):
+        _grey(ax, view, volume, panel, grey)
+        _colour(ax, view, values, panel, scale)
+        if outline is not None:
+            named = panel.caption.split()[0].rstrip(':')
+            _overlay(ax, view, outline, panel, 'contour', [named] if named in regions else regions)
+    _colour_bar(figure, scale)
+    _foot(figure, axes[0], _legend([] if label is None else [(outline, 'contour')], regions, False), f'{case.id}, {modality}')
+    return figure
+
+
+def _fullest(values: np.ndarray) -> tuple[int, int, int]:
+    "The slice along each axis that holds most of a map."
+    size = np.abs(np.nan_to_num(values))
+    return tuple(int(size.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3))
+
+
+def _colour(ax: Axes, view: View, values: np.ndarray, panel: Panel, scale: Scale) -> None:
+    w, h = view.extent_mm(panel.plane)
+    section = cut(values, panel.plane, panel.index[PLANES[panel.plane].normal])
+    ax.imshow(np.ma.masked_invalid(section), cmap=scale.cmap, vmin=scale.low, vmax=scale.high, origin='lower',
+              extent=(0, w, 0, h), interpolation='nearest', aspect='auto', alpha=0.85)
+
+
+def _colour_bar(figure: Picture, scale: Scale) -> None:
+    "A thin bar above the foot, with its unit."
+    inch = figure.get_figheight()
+    bar = figure.add_axes((0.013, 0.52 / inch, 0.22, 0.09 / inch))
+    figure.colorbar(ScalarMappable(Normalize(scale.low, scale.high), scale.cmap), cax=bar, orientation='horizontal')
+    bar.tick_params(colors=_INK, labelsize=6.5, length=0, pad=2)
+    bar.set_xticks([scale.low, (scale.low + scale.high) / 2, scale.high])
+    figure.text(0.245, 0.565 / inch, scale.unit, color=_INK, fontsize=7, va='center')
+
+# %% ../nbs/03_viz.ipynb #087f6a32
+def show_distances(
+    case: Case,  # any orientation
+    prediction: np.ndarray,  # canonical ids (X, Y, Z)
+    reference: np.ndarray | None = None,  # canonical ids (X, Y, Z); None takes the case's own label
+    regions: Sequence[str] = tuple(REGIONS),  # a map each
+    planes: Sequence[str] = ('axial',),  # with one plane the regions stand side by side, else a row each
+    modality: str = 'FLAIR',  # sequence to draw below
+    width_in: float = 9.0,  # of the figure, in inches
+    dpi: float = 80,  # dots per inch
+) -> Picture:
+    "Voxels that are wrong, coloured by how far they are from the border of the reference."
+    reference = case.label if reference is None else reference
+    if reference is None:
+        raise InputError(f'case {case.id} has no reference to compare with')
+    maps = {}
+    for region in regions:
+        ours, truth = (np.isin(_on_grid(m, case), REGIONS[region]) for m in (prediction, reference))
+        far = signed_distance_mm(truth, case.geometry.spacing_mm, ours) if truth.any() else np.full(ours.shape, DISTANCE.high)
+        maps[region if truth.any() else f'{region}: not in the reference'] = np.where(ours ^ truth, far, np.nan)
+    return show_maps(case, maps, DISTANCE, reference, regions, planes, modality, width_in=width_in, dpi=dpi)
+
 # %% ../nbs/03_viz.ipynb #13d9e712
 def _coarsen(mask: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     "Mean over blocks of voxels, float32."
@@ -521,6 +651,31 @@ def _meshes(label: np.ndarray, geometry: Geometry, max_faces: int, grid_mm: floa
     return traces
 
 
+def _painted(trace: go.Mesh3d, geometry: Geometry, volume: np.ndarray) -> list[float] | None:
+    "Numbers of a volume at the vertices of a mesh, two decimals."
+    points = np.column_stack([trace.x, trace.y, trace.z]).astype(np.float64)
+    voxels = np.linalg.solve(geometry.affine, np.column_stack([points, np.ones(len(points))]).T)[:3]
+    values = ndimage.map_coordinates(np.asarray(volume, np.float32), voxels, order=1, mode='nearest')
+    return [round(float(v), 2) for v in np.nan_to_num(values)]
+
+
+def _paint_menu(traces: Sequence[go.Mesh3d], geometry: Geometry, paint: Mapping[str, tuple[Scale, Mapping]]) -> dict:
+    "Buttons that colour the regions' surfaces: by region, or by numbers."
+    regions = [t.name.split()[0] for t in traces]
+    plain = {'intensity': [None] * len(traces), 'showscale': False, 'opacity': [t.opacity for t in traces]}
+    buttons = [dict(label='by region', method='restyle', args=[plain, list(range(len(traces)))])]
+    for name, (scale, volumes) in paint.items():
+        steps = len(scale.colours) - 1
+        style = {'intensity': [_painted(t, geometry, volumes[r]) for t, r in zip(traces, regions)], 'cmin': scale.low,
+                 'cmax': scale.high, 'colorscale': [[[i / steps, c] for i, c in enumerate(scale.colours)]],
+                 'showscale': [n == 0 for n in range(len(traces))], 'colorbar.title.text': scale.unit.split(':')[0],
+                 'colorbar.title.side': 'right', 'colorbar.thickness': 10, 'colorbar.len': 0.6,
+                 'opacity': [{'WT': 0.45, 'TC': 0.6}.get(r, 1.0) for r in regions]}
+        buttons.append(dict(label=name, method='restyle', args=[style, list(range(len(traces)))]))
+    return dict(type='buttons', direction='right', buttons=buttons, x=0.01, y=0.02, xanchor='left', yanchor='bottom', pad=dict(t=0),
+                bgcolor='rgba(128,128,128,.12)', bordercolor='rgba(128,128,128,.35)', font=dict(size=11), showactive=False)
+
+
 def _brain(case: Case, max_faces: int, grid_mm: float) -> list[go.Mesh3d]:
     "The brain as a faint shell, its inner holes closed."
     brain = ndimage.binary_fill_holes(case.brain)
@@ -556,21 +711,36 @@ def mesh_figure(
     max_faces: int = 20_000,  # of each mesh, at most 30,000
     grid_mm: float = 0.0,  # coarser voxels make smaller figures; 0 keeps the case's own
     height_px: int = 520,  # of the figure
+    paint: Mapping[str, tuple[Scale, Mapping[str, np.ndarray]]] | None = None,  # button -> scale, and numbers (X, Y, Z) by region
 ) -> go.Figure:
-    "Nested surfaces of brain, WT, TC and ET in the patient's RAS mm."
+    "Nested surfaces of brain, WT, TC and ET in the patient's RAS mm, coloured by region or, on demand, by numbers."
     label = case.label if label is None else label
     max_faces = min(max_faces, 30_000)
     traces = [] if label is None else _meshes(_on_grid(label, case), case.geometry, max_faces, grid_mm, False)
+    menus = [_paint_menu(traces, case.geometry, paint)] if paint and traces else []
     if reference is not None:
         traces += _meshes(_on_grid(reference, case), case.geometry, max_faces, grid_mm, True)
     traces += _brain(case, max_faces, grid_mm)
     if traces:
         traces.append(_sides(np.concatenate([np.column_stack([t.x, t.y, t.z]) for t in traces])))
-    layout = go.Layout(template=go.layout.Template(), scene=_scene(), height=height_px, margin=dict(l=0, r=0, t=8, b=0),
+    layout = go.Layout(template=go.layout.Template(), scene=_scene(), height=height_px, updatemenus=menus, margin=dict(l=0, r=0, t=8, b=0),
                        paper_bgcolor='rgba(0,0,0,0)', font=dict(color=_QUIET, size=11), uirevision='keep',
                        legend=dict(x=0.01, y=0.99, bgcolor='rgba(0,0,0,0)', itemsizing='constant',
                                    title=dict(text='x, y, z in RAS mm', font=dict(size=10))))
     return go.Figure(traces, layout)
+
+# %% ../nbs/03_viz.ipynb #43f622c7
+def error_paint(
+    prediction: np.ndarray,  # canonical ids (X, Y, Z)
+    reference: np.ndarray,  # canonical ids (X, Y, Z)
+    spacing_mm: Sequence[float],  # voxel edges
+) -> tuple[Scale, dict[str, np.ndarray]]:  # for `paint` of `mesh_figure`
+    "Signed distances to the reference, by region; the highest where the reference has none of a region."
+    volumes = {}
+    for name, ours, truth in zip(REGIONS, labels_to_regions(prediction), labels_to_regions(reference)):
+        near = signed_distance_mm(truth, spacing_mm, ours) if truth.any() else np.full(ours.shape, DISTANCE.high, np.float32)
+        volumes[name] = near
+    return DISTANCE, volumes
 
 # %% ../nbs/03_viz.ipynb #3cd7f52b
 def chart(
