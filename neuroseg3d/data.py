@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
@@ -273,6 +274,12 @@ class Split:
     ) -> list[str]:  # case ids, sorted
         "Cases to validate on."
         return sorted(i for i, c in self.cases.items() if c['fold'] == fold)
+
+    @property
+    def data_digest(self) -> str:  # hex
+        "One hash for the content of all files, however they are dealt."
+        facts = {i: {r: f['sha256'] for r, f in c['files'].items()} for i, c in self.cases.items()}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def digest(self) -> str:  # hex
@@ -909,11 +916,12 @@ class SegmentationData(pl.LightningDataModule):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f'data.cache_dir: {self.cache_dir} cannot be made ({error.strerror}); name another') from None
-        if not self.split_path.exists():
-            save_split(make_split(studies, self.data.n_folds, self.data.seed), self.split_path)
-        plan = self._plan(studies)
-        if plan.cache == 'disk':
-            cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress)
+        with FileLock(self.cache_dir / '.lock'):  # the second of two processes finds everything done
+            if not self.split_path.exists():
+                save_split(make_split(studies, self.data.n_folds, self.data.seed), self.split_path)
+            plan = self._plan(studies)
+            if plan.cache == 'disk':
+                cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress)
 
     def _plan(self, studies: list[Study]) -> MachinePlan:
         return plan_machine(self.data, len(studies), self.case_mb(studies[0]), look_at_machine(self.cache_dir))
@@ -947,7 +955,9 @@ class SegmentationData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         "Whole volumes, one at a time: {'image' (1, 4, x, y, z), 'label' (1, 1, x, y, z), 'case_id' [id]}."
         rank, world = self._rank()
-        return DataLoader(WholeDataset(self.val_cases), batch_size=1, sampler=range(rank, len(self.val_cases), world),
+        n = len(self.val_cases)
+        own = [i % n for i in range(rank, max(n, rank + 1), world)]  # at least one: a process more than cases repeats one
+        return DataLoader(WholeDataset(self.val_cases), batch_size=1, sampler=own,
                           generator=torch.Generator().manual_seed(0))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,7 @@ from .core import REGIONS, InputError, Label
 
 # %% auto #0
 __all__ = ['TargetKind', 'TARGETS', 'Targets', 'get_targets', 'out_channels', 'make_targets', 'to_probabilities', 'to_regions',
-           'LossConfig', 'SegmentationLoss', 'deep_weights', 'shrink_label']
+           'LossConfig', 'dice_loss', 'SegmentationLoss', 'deep_weights', 'shrink_label']
 
 # %% ../nbs/08_losses.ipynb #0e30d13c
 TargetKind = Literal['regions', 'labels', 'whole']
@@ -111,6 +112,22 @@ class LossConfig:
             raise InputError('loss: dice_weight and ce_weight are both 0, expected a positive one')
 
 # %% ../nbs/08_losses.ipynb #672b2d97
+def dice_loss(
+    probabilities: Tensor,  # (B, C, x, y, z)
+    target: Tensor,  # masks, same shape
+    batch_dice: bool = True,  # one Dice over the whole batch rather than the mean over its patches
+    smooth: float = 1.0,  # voxels added to numerator and denominator
+    shared: bool = False,  # the batch is spread over processes: add up their sums
+) -> Tensor:  # scalar
+    "One minus soft Dice (Milletari et al. 2016), the mean over channels."
+    axes = (0, 2, 3, 4) if batch_dice else (2, 3, 4)
+    sums = torch.stack([(probabilities * target).sum(axes), probabilities.sum(axes) + target.sum(axes)])
+    if shared and batch_dice:
+        from torch.distributed.nn.functional import all_reduce
+        sums = all_reduce(sums)
+    return (1 - (2 * sums[0] + smooth) / (sums[1] + max(smooth, 1e-5))).mean()
+
+
 class SegmentationLoss(nn.Module):
     "Dice plus cross-entropy on logits, or on a list of them (deep supervision, finest first)."
 
@@ -118,13 +135,9 @@ class SegmentationLoss(nn.Module):
         self,
         config: LossConfig = LossConfig(),  # what is optimised
     ):
-        from monai.losses import DiceCELoss, DiceLoss  # takes seconds; inference needs this room, but no loss
         super().__init__()
         self.config = config
-        shared = {'batch': config.batch_dice, 'smooth_nr': config.smooth, 'smooth_dr': max(config.smooth, 1e-5)}
-        self.dice = DiceLoss(sigmoid=True, **shared)
-        self.dice_ce = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False,
-                                  lambda_dice=config.dice_weight, lambda_ce=config.ce_weight, **shared)
+        self.alone = False  # even among several processes: the loss of this one's share of the batch
 
     def forward(
         self,
@@ -143,9 +156,17 @@ class SegmentationLoss(nn.Module):
         "The loss of logits and label of the same size."
         logits, target = logits.float(), make_targets(label, self.config.targets)
         if self.config.targets == 'labels':
-            return self.dice_ce(logits, target)
-        ce = F.binary_cross_entropy_with_logits(logits, target)
-        return self.config.dice_weight * self.dice(logits, target) + self.config.ce_weight * ce
+            ce = F.cross_entropy(logits, target[:, 0])
+            target = F.one_hot(target[:, 0], logits.shape[1]).movedim(-1, 1).float()
+            dice = self._dice(logits.softmax(1)[:, 1:], target[:, 1:])  # the background is no structure
+        else:
+            ce = F.binary_cross_entropy_with_logits(logits, target)
+            dice = self._dice(logits.sigmoid(), target)
+        return self.config.dice_weight * dice + self.config.ce_weight * ce
+
+    def _dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        together = not self.alone and self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return dice_loss(probabilities, target, self.config.batch_dice, self.config.smooth, together)
 
 # %% ../nbs/08_losses.ipynb #760a6260
 def deep_weights(
