@@ -10,14 +10,15 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from .core import REGIONS, InputError, Label
 
 # %% auto #0
-__all__ = ['EmptyPolicy', 'WORST_MM', 'MEASURES', 'STRUCTURES', 'overlap', 'border', 'surfel_areas', 'surfel_codes',
-           'surface_distances', 'hausdorff_and_mean_mm', 'surface_dice', 'score_mask', 'score_case', 'summarise',
-           'voxel_confusion', 'normalise_confusion']
+__all__ = ['LESION_WORST_MM', 'EmptyPolicy', 'WORST_MM', 'MEASURES', 'STRUCTURES', 'overlap', 'border', 'surfel_areas',
+           'surfel_codes', 'surface_distances', 'hausdorff_and_mean_mm', 'surface_dice', 'surfel_hausdorff_mm',
+           'lesion_scores', 'score_mask', 'score_case', 'summarise', 'voxel_confusion', 'normalise_confusion']
 
 # %% ../nbs/09_metrics.ipynb #b92ffb7d
 def overlap(
@@ -112,6 +113,33 @@ def hausdorff_and_mean_mm(
     return float(furthest), float((there.sum() + back.sum()) / (len(there) + len(back)))
 
 
+def _surfels(
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], limit_mm: float = np.inf,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    "For each of the two surfaces: distance in mm to the other, and area, of its elements."
+    codes, table = [surfel_codes(m) for m in (pred, ref)], surfel_areas(tuple(map(float, spacing_mm)))
+    surfaces = [(c != 0) & (c != 255) for c in codes]
+    far = [not s.any() for s in surfaces[::-1]]  # nothing to measure to
+    return [(np.full(np.count_nonzero(own), np.inf) if lost else surface_distances(own, other, spacing_mm, limit_mm), table[code[own]])
+            for own, other, code, lost in zip(surfaces, surfaces[::-1], codes, far)]
+
+
+def _share_within(surfels: list[tuple[np.ndarray, np.ndarray]], tolerance_mm: float) -> float:
+    right, total = (sum(a.sum() for a in areas) for areas in
+                    ([a[d <= tolerance_mm] for d, a in surfels], [a for _, a in surfels]))
+    return float(right / total)
+
+
+def _furthest(surfels: list[tuple[np.ndarray, np.ndarray]], percentile: float) -> float:
+    "The larger of the distances that so many percent of each surface, by area, stay within; inf where one is empty."
+    ends = [np.inf] if any(not len(d) for d, _ in surfels) else []
+    for distance, areas in surfels if not ends else ():
+        order = np.argsort(distance)
+        reached = np.searchsorted(np.cumsum(areas[order]) / areas.sum(), percentile / 100)
+        ends.append(distance[order[min(reached, len(order) - 1)]])
+    return float(max(ends))
+
+
 def surface_dice(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape, not both empty
@@ -119,18 +147,73 @@ def surface_dice(
     tolerance_mm: float = 1.0,  # a surfel is right when the other surface is no further away
 ) -> float:  # [0, 1]
     "Share of both surfaces, by area, that lies within the tolerance of the other (NSD)."
-    codes = [surfel_codes(m) for m in (pred, ref)]
-    surfaces = [(c != 0) & (c != 255) for c in codes]
-    table, right, total = surfel_areas(tuple(map(float, spacing_mm))), 0.0, 0.0
     limit = tolerance_mm * (1 + 1e-6) + 1e-9  # the search leaves out what is exactly at its limit
-    for own, other, code in zip(surfaces, surfaces[::-1], codes):
-        areas = table[code[own]]
-        total += areas.sum()
-        if other.any():
-            right += areas[surface_distances(own, other, spacing_mm, limit) <= tolerance_mm].sum()
-    return float(right / total)
+    return _share_within(_surfels(pred, ref, spacing_mm, limit), tolerance_mm)
+
+
+def surfel_hausdorff_mm(
+    pred: np.ndarray,  # bool, (x, y, z)
+    ref: np.ndarray,  # bool, same shape
+    spacing_mm: Sequence[float],  # voxel edges
+    percentile: float = 95.0,  # of each surface's area
+) -> float:  # mm; inf where a mask is empty
+    "HD95 between surfels, by area: the definition of `surface-distance`, which the challenges use."
+    return _furthest(_surfels(pred, ref, spacing_mm), percentile)
 
 # %% ../nbs/09_metrics.ipynb #2f2d6e42
+#: Distance in mm that the 2023 rule gives a lesion that was missed or invented.
+LESION_WORST_MM: float = 374.0
+
+_AROUND: np.ndarray = np.ones((3, 3, 3), bool)  # 26 neighbours
+
+
+def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:
+    "The smallest box around a mask, and some voxels more within the array; a single voxel if it is empty."
+    box = []
+    for axis, size in enumerate(mask.shape):
+        where = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(max(0, where[0] - margin), min(size, where[-1] + 1 + margin)) if len(where) else slice(0, 1))
+    return tuple(box)
+
+
+def _match(pred: np.ndarray, ref: np.ndarray, grow_vox: int) -> tuple[np.ndarray, np.ndarray, dict[int, list[int]], int]:
+    "Numbered grown lesions and parts of the prediction, the parts that touch each lesion, and how many touch none."
+    grown = ndimage.binary_dilation(ref, ndimage.generate_binary_structure(3, 2), grow_vox) if grow_vox else ref
+    (lesions, n_lesions), (parts, n_parts) = ndimage.label(grown, _AROUND), ndimage.label(pred, _AROUND)
+    both = (lesions > 0) & pred
+    pairs = np.divmod(np.unique(lesions[both].astype(np.int64) * (n_parts + 1) + parts[both]), n_parts + 1)
+    touching = {lesion: pairs[1][pairs[0] == lesion].tolist() for lesion in range(1, n_lesions + 1)}
+    return lesions, parts, touching, n_parts - len(set(pairs[1].tolist()))
+
+
+def lesion_scores(
+    pred: np.ndarray,  # bool, (x, y, z)
+    ref: np.ndarray,  # bool, same shape
+    spacing_mm: Sequence[float],  # voxel edges
+    grow_vox: int = 3,  # lesions that meet when grown by so much are one (gliomas 3, metastases 1)
+    min_mm3: float = 50.0,  # lesions up to this volume are not asked for (metastases 2)
+    whole_hd95_mm: float | None = None,  # of the two masks as they are, between surfels, where it is known already
+) -> dict[str, float]:  # lesion_dice, lesion_hd95_mm, and numbers of lesions, lesions_missed, lesions_invented
+    "Scores by the lesion, as in BraTS 2023."
+    box = _box(pred | ref, grow_vox)
+    pred, ref, scores, missed = pred[box], ref[box], [], 0
+    lesions, parts, touching, invented = _match(pred, ref, grow_vox)
+    one_pair = len(touching) == 1 and not invented
+    for lesion, own_parts in touching.items():
+        own = ref & (lesions == lesion)
+        if np.count_nonzero(own) * np.prod(spacing_mm) <= min_mm3:
+            continue
+        found = np.isin(np.arange(parts.max() + 1), own_parts)[parts]
+        around = _box(own | found)
+        known = one_pair and whole_hd95_mm is not None
+        hd95 = whole_hd95_mm if known else surfel_hausdorff_mm(found[around], own[around], spacing_mm)
+        scores.append((overlap(found, own)['dice'], min(hd95, LESION_WORST_MM)))
+        missed += not own_parts
+    dice, hd95 = np.mean([*scores, *[(0.0, LESION_WORST_MM)] * invented] or [(1.0, 0.0)], axis=0)
+    return {'lesion_dice': float(dice), 'lesion_hd95_mm': float(hd95), 'lesions': len(scores), 'lesions_missed': missed,
+            'lesions_invented': invented}
+
+# %% ../nbs/09_metrics.ipynb #c990a40b
 EmptyPolicy = Literal['brats', 'nan']
 
 #: Distance in mm given to a missed or invented region: the diagonal of BraTS' 240×240×155 mm volume.
@@ -140,7 +223,10 @@ _DISTANCES: tuple[str, ...] = ('hd95_mm', 'assd_mm')
 
 #: The measures of a row, in their order.
 MEASURES: tuple[str, ...] = ('dice', 'hd95_mm', 'assd_mm', 'nsd', 'sensitivity', 'precision',
-                             'volume_error_ml', 'volume_abs_error_ml')
+                             'lesion_dice', 'lesion_hd95_mm', 'volume_error_ml', 'volume_abs_error_ml')
+
+_COUNTS: tuple[str, ...] = ('lesions', 'lesions_missed', 'lesions_invented')
+_LESION_MARGIN = 3  # voxels that lesions are grown by
 
 
 def score_mask(
@@ -149,10 +235,10 @@ def score_mask(
     spacing_mm: Sequence[float],  # voxel edges
     empty: EmptyPolicy = 'brats',  # what an empty mask is worth
     tolerance_mm: float = 1.0,  # of the normalised surface Dice
-    distances: bool = True,  # surface measures too; they take most of the time
-) -> dict[str, float]:  # `MEASURES`, both volumes in mL, and 0/1 for missed and false_positive
+    distances: bool = True,  # surface measures and lesions too; they take most of the time
+) -> dict[str, float]:  # `MEASURES`, both volumes in mL, numbers of lesions, and 0/1 for missed and false_positive
     "All measures of a predicted mask against its reference."
-    box = _box(pred | ref)
+    box = _box(pred | ref, _LESION_MARGIN)
     pred, ref = pred[box], ref[box]
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     volumes = {f'volume_{name}_ml': np.count_nonzero(m) * voxel_ml for name, m in (('pred', pred), ('ref', ref))}
@@ -161,19 +247,21 @@ def score_mask(
     if empty == 'brats':
         row = _brats_values(row, bool(pred.any()), bool(ref.any()))
     row |= {'volume_error_ml': error, 'volume_abs_error_ml': abs(error)}
+    row |= lesion_scores(pred, ref, spacing_mm, whole_hd95_mm=row.get('surfel_hd95_mm')) if distances else {}
     outcome = {'missed': int(ref.any() and not (pred & ref).any()), 'false_positive': int(pred.any() and not ref.any())}
-    return {name: row[name] for name in MEASURES if name in row} | volumes | outcome
+    return {name: row[name] for name in (*MEASURES, *_COUNTS) if name in row} | volumes | outcome
 
 # %% ../nbs/09_metrics.ipynb #51c9be63
 def _surface_measures(
     pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float,
 ) -> dict[str, float]:
     "Surface measures; NaN where they are not defined."
-    if pred.any() and ref.any():
-        hd95, assd = hausdorff_and_mean_mm(pred, ref, spacing_mm)
-        return {'hd95_mm': hd95, 'assd_mm': assd, 'nsd': surface_dice(pred, ref, spacing_mm, tolerance_mm)}
-    one_is_empty = pred.any() or ref.any()
-    return {'hd95_mm': float('nan'), 'assd_mm': float('nan'), 'nsd': 0.0 if one_is_empty else float('nan')}
+    if not (pred.any() and ref.any()):
+        one_is_empty = pred.any() or ref.any()
+        return {'hd95_mm': float('nan'), 'assd_mm': float('nan'), 'nsd': 0.0 if one_is_empty else float('nan')}
+    (hd95, assd), surfels = hausdorff_and_mean_mm(pred, ref, spacing_mm), _surfels(pred, ref, spacing_mm)
+    return {'hd95_mm': hd95, 'assd_mm': assd, 'nsd': _share_within(surfels, tolerance_mm),
+            'surfel_hd95_mm': _furthest(surfels, 95.0)}
 
 
 def _brats_values(row: dict[str, float], has_pred: bool, has_ref: bool) -> dict[str, float]:
@@ -182,15 +270,6 @@ def _brats_values(row: dict[str, float], has_pred: bool, has_ref: bool) -> dict[
         return row
     share, distance = (0.0, WORST_MM) if has_pred or has_ref else (1.0, 0.0)
     return {name: distance if name in _DISTANCES else share for name in row}
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    "The smallest box around a mask; a single voxel if it is empty."
-    box = []
-    for axis in range(3):
-        where = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(where[0], where[-1] + 1) if len(where) else slice(0, 1))
-    return tuple(box)
 
 # %% ../nbs/09_metrics.ipynb #6b9fe2bf
 #: What is scored: the labels that make up each region and each single label.
@@ -203,18 +282,18 @@ def score_case(
     spacing_mm: Sequence[float],  # voxel edges
     empty: EmptyPolicy = 'brats',  # what an empty mask is worth: 'brats' or 'nan'
     tolerance_mm: float = 1.0,  # of the normalised surface Dice
-    distances: bool = True,  # surface measures too; they take most of the time
+    distances: bool = True,  # surface measures and lesions too; they take most of the time
     structures: Sequence[str] = tuple(STRUCTURES),  # keys of `STRUCTURES`, such as ('WT', 'TC', 'ET')
     case: str = '',  # name of the case, for the table
-) -> list[dict]:  # a row a structure: case, kind, name, measures, volumes, missed, false_positive
+) -> list[dict]:  # a row a structure: case, kind, name, measures, lesions, volumes, missed, false_positive
     "All measures of a label map against its reference, by region and by label."
     pred, ref = _checked(pred, ref, spacing_mm, empty, structures, case)
-    box = _box((pred > 0) | (ref > 0))
+    box = _box((pred > 0) | (ref > 0), _LESION_MARGIN)
     pred, ref, known, rows = pred[box], ref[box], {}, []
     for name in structures:
         members = STRUCTURES[name]
         if members not in known:  # ET and the label 'enhancing' are the same mask
-            masks = (np.isin(volume, members) for volume in (pred, ref))
+            masks = (np.isin(np.arange(len(Label)), members)[volume] for volume in (pred, ref))
             known[members] = score_mask(*masks, spacing_mm, empty, tolerance_mm, distances)
         rows.append({'case': case, 'kind': 'region' if name in REGIONS else 'label', 'name': name} | known[members])
     return rows
