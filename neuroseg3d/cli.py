@@ -172,6 +172,13 @@ def _report(args, overrides) -> int:
 _NOTICE = 'Research software, not a medical device: not for diagnosis or treatment.'
 
 
+class _Parser(argparse.ArgumentParser):
+    "A parser whose complaints are one line, like all others."
+
+    def error(self, message: str) -> None:
+        _fail(f'{message}; see {self.prog} --help')
+
+
 def _command(commands, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
     "Add a command to the parser."
     parser = commands.add_parser(name, help=text, description=f'{text}. {_NOTICE}', epilog=f'example: {example}',
@@ -253,7 +260,7 @@ def _add_infer_options(infer) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
-    parser = argparse.ArgumentParser('neuroseg3d', allow_abbrev=False, description=f'3D brain-tumour segmentation. {_NOTICE}',
+    parser = _Parser('neuroseg3d', allow_abbrev=False, description=f'3D brain-tumour segmentation. {_NOTICE}',
                                      epilog='neuroseg3d COMMAND --help tells the options of a command')
     parser.add_argument('--version', action='version', version=f'neuroseg3d {__version__}')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')

@@ -49,7 +49,7 @@ def execute(path: Path, timeout_s: int = 900) -> None:
     os.environ.setdefault('PYTHONPATH', str(ROOT))
     os.environ['JUPYTER_PLATFORM_DIRS'] = '1'
     notebook = nbformat.read(path, as_version=4)
-    client = DirectiveClient(notebook, timeout=timeout_s, kernel_name='python3',
+    client = DirectiveClient(notebook, timeout=timeout_s, kernel_name='python3', coalesce_streams=True,
                              resources={'metadata': {'path': str(NBS)}})
     client.skip_flags = tuple(settings()['tst_flags'].split())
     client.execute()
