@@ -154,7 +154,8 @@ def model_facts(
     kept = ('format', 'version', 'modalities', 'schema', 'data_sha256', 'split_sha256', 'fold', 'git_revision')
     return {**{k: about.get(k) for k in kept}, 'labels': names, 'architecture': config['model'],
             'normalisation': config['space'], 'targets': config['loss']['targets'], 'windows': config['infer'],
-            'thresholds': about.get('thresholds') or dict.fromkeys(REGIONS, 0.5), 'step': about.get('step')}
+            'thresholds': about.get('thresholds') or dict.fromkeys(REGIONS, 0.5), 'step': about.get('step'),
+            **{k: about[k] for k in ('postprocess', 'calibration') if about.get(k)}}
 
 
 def export_model(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from scipy.ndimage import find_objects
 
 from . import __version__
+from .calibration import Calibration, stored_calibration
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
 from .core import MODALITIES, REGIONS, Case, InputError, labels_to_regions, regions_to_labels
@@ -34,21 +36,28 @@ from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'fast_model', 'write_extra',
-           'infer_file', 'infer_cohort', 'tune_rules', 'store_rules']
+           'infer_file', 'infer_cohort', 'trained_on', 'tune_rules', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
 class Prediction:
     "What a model says about a case."
     label: np.ndarray  # canonical ids, uint8 (X, Y, Z), native grid
-    probabilities: torch.Tensor  # float32 (3, x, y, z), model space: WT, TC, ET
+    probabilities: torch.Tensor  # float32 (3, x, y, z), model space: WT, TC, ET; calibrated where the model is
     model_case: ModelCase  # what the network saw, and the way back
+    calibration: Calibration | None = None  # that the probabilities went through
 
     @property
     def volumes_ml(self) -> dict[str, float]:
         "Volume of each region in mL."
         voxel_ml = self.model_case.record.native.voxel_ml
         return {r: float(np.isin(self.label, labels).sum() * voxel_ml) for r, labels in REGIONS.items()}
+
+    @property
+    def intervals_ml(self) -> dict[str, tuple[float, float]]:
+        "Interval of each volume in mL; empty where the model is not calibrated."
+        grid = self.model_case.record.model
+        return self.calibration.intervals_ml(self.volumes_ml, self.probabilities, grid.voxel_ml) if self.calibration else {}
 
 
 def choose_device(
@@ -97,7 +106,9 @@ def predict_case(
                                           get_targets(model.targets).activation, chosen, progress=progress)
     regions = to_regions(probabilities, model.targets)
     masks = regions_to_native(regions, model_case.record, rules.thresholds)
-    return Prediction(regions_to_labels(apply_rules(masks, rules, case.geometry.voxel_ml)), regions, model_case)
+    label = regions_to_labels(apply_rules(masks, rules, case.geometry.voxel_ml))
+    calibration = stored_calibration(model)
+    return Prediction(label, calibration.apply(regions) if calibration else regions, model_case, calibration)
 
 
 def _warn_of_missing(model: Model, case: Case) -> None:
@@ -245,7 +256,7 @@ def infer_cohort(
             prediction = predict_case(model, case, device, say=report if number == 1 else None)
             _write(prediction, case, outputs[study.id][0], schema, extras)
             line = '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items())
-            manifest.add(study, outputs[study.id][0], time.monotonic() - start)
+            manifest.add(study, outputs[study.id][0], time.monotonic() - start, prediction)
         except (InputError, MemoryError, OSError, RuntimeError) as error:
             failures[study.id] = str(error) or type(error).__name__
             line = f'FAILED: {failures[study.id]}'
@@ -277,11 +288,12 @@ class _Manifest:
         made = bool(entry) and all(path.is_file() for path in outputs)
         return made and entry['model'] == self.model and entry['inputs'] == _inputs(study)
 
-    def add(self, study: Study, output: Path, seconds: float) -> None:
+    def add(self, study: Study, output: Path, seconds: float, prediction: Prediction) -> None:
         "Note a finished case and write the manifest."
         files = dict.fromkeys(study.images.values())
         self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: _sha256(p) for p in files},
-                                'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions()}
+                                'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions(),
+                                'volumes_ml': prediction.volumes_ml, 'intervals_ml': _finite(prediction.intervals_ml)}
         temporary = self.path.with_name(f'.{self.path.name}.tmp')
         temporary.write_text(json.dumps({'cases': self.cases}, indent=1), encoding='utf-8')
         os.replace(temporary, self.path)
@@ -292,9 +304,17 @@ def _inputs(study: Study) -> dict[str, list]:
     return {m: [str(p), (stat := p.stat()).st_size, stat.st_mtime_ns] for m, p in study.images.items() if p.exists()}
 
 
+def _finite(intervals: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:
+    "Intervals as JSON can hold them: no end where there is none."
+    return {r: [x if np.isfinite(x) else None for x in ends] for r, ends in intervals.items()}
+
+
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -308,7 +328,15 @@ def _fingerprint(model: Model) -> dict:
         for name, value in network.state_dict().items():
             digest.update(name.encode() + value.detach().contiguous().cpu().numpy().tobytes())
     return {'checkpoints': [p.name for p in model.paths], 'weights_sha256': digest.hexdigest(),
-            'windows': repr(model.windows), 'postprocess': repr(rules_of(model))}
+            'windows': repr(model.windows), 'postprocess': repr(rules_of(model)),
+            'trained_on': trained_on(model.descriptions), 'calibration': model.descriptions[0].get('calibration')}
+
+
+def trained_on(
+    descriptions: Iterable[Mapping],  # what each checkpoint of a model says about itself
+) -> list[dict[str, Any]]:  # split_sha256 and fold of each; None where a checkpoint does not say
+    "What identifies the training cases of a model."
+    return [{k: about.get(k) for k in ('split_sha256', 'fold')} for about in descriptions]
 
 # %% ../nbs/11_infer.ipynb #d00282c3
 def tune_rules(
@@ -317,6 +345,7 @@ def tune_rules(
     schema: str | None = None,  # of the references; None: what the layout says
 ) -> tuple[Postprocess, float, float]:  # the rules, mean Dice before and after
     "Search post-processing rules on stored probabilities."
+    _check_uncalibrated(Path(probabilities_dir).parent / 'manifest.json')
     cases = []
     for study in find_cases(data, split='all', schema=schema):
         path = Path(probabilities_dir) / f'{study.id}.nii.gz'
@@ -330,6 +359,14 @@ def tune_rules(
         box = (slice(None), *(boxes[0] if boxes else ()))
         cases.append(Held(values[box].copy(), labels_to_regions(label)[box], grid.voxel_ml))
     return search_rules(cases)
+
+
+def _check_uncalibrated(manifest: Path) -> None:
+    "Rules cut what the networks say; thresholds found on calibrated probabilities would be applied to others."
+    entries = json.loads(manifest.read_text(encoding='utf-8'))['cases'].values() if manifest.is_file() else ()
+    if any(e['model'].get('calibration') for e in entries):
+        raise InputError(f'{manifest}: the probabilities were calibrated; expected those of a model as it was trained. '
+                         'Search the rules first, calibrate afterwards')
 
 
 def store_rules(
