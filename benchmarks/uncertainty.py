@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from neuroseg3d.checkpoint import load_model
 from neuroseg3d.core import REGIONS, labels_to_regions
 from neuroseg3d.calibration import SCALE_FLOOR_ML, calibrate, conformal_quantile, doubtful_ml, reliability, volume_scores
-from neuroseg3d.infer import _fingerprint
+from neuroseg3d.evaluate import file_sha256
 from neuroseg3d.phantom import make_phantom
 from neuroseg3d.transforms import to_native
 from neuroseg3d.uncertainty import assess_case, coin_entropy, near_tumour, qu_brats, validation_case
@@ -62,9 +62,9 @@ def split_coverage(scores: np.ndarray, n_calibration: int, alpha: float, splits:
     return {'mean': float(np.mean(found)), 'p5': float(np.quantile(found, 0.05)), 'p95': float(np.quantile(found, 0.95))}
 
 
-def summarise(rows, pool, calibration, calibration_scores, weights) -> dict:
+def summarise(rows, pool, calibration, calibration_scores, checkpoint_sha256) -> dict:
     "Numbers by region."
-    summary = {'weights_sha256': weights, 'n_calibration': calibration.n_cases, 'n_test': len(rows) // 3, 'alpha': calibration.alpha,
+    summary = {'checkpoint_sha256': checkpoint_sha256, 'n_calibration': calibration.n_cases, 'n_test': len(rows) // 3, 'alpha': calibration.alpha,
                'temperature': dict(zip(REGIONS, calibration.temperature)), 'quantile': dict(zip(REGIONS, calibration.quantile))}
     for i, region in enumerate(REGIONS):
         own = [r for r in rows if r['region'] == region]
@@ -112,7 +112,7 @@ def main() -> None:
     for n in range(args.n_test):
         rows += score_case(model, calibration, make_phantom(args.seed + args.n_calibration + n, spacing), pool)
         print(f'test {n + 1}/{args.n_test}', flush=True)
-    summary = summarise(rows, pool, calibration, scores, _fingerprint(model)['weights_sha256'])
+    summary = summarise(rows, pool, calibration, scores, file_sha256(args.ckpt_path))
     out.mkdir(parents=True, exist_ok=True)
     with open(out / 'uncertainty_cases.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
