@@ -281,7 +281,8 @@ def summary_table(
     for name in structures:
         s = summary[name]
         (low, high), dice, hd95 = s['dice']['ci95'], s['dice']['mean'], s['hd95_mm']['mean']
-        lines.append(f"{name:<6}  {dice:5.3f}   {low:5.3f} – {high:5.3f}  {hd95:8.1f}  {s['n']:6}  {s['n_missed']:7}"
+        interval = f'{low:5.3f} – {high:5.3f}' if s['n'] > 2 else f'{"–":^13}'  # of one or two cases there is none
+        lines.append(f"{name:<6}  {dice:5.3f}   {interval}  {hd95:8.1f}  {s['n']:6}  {s['n_missed']:7}"
                      f"  {s['n_false_positive']:15}")
     policy = {'brats': f'worst value (Dice 0, {WORST_MM:.0f} mm)', 'nan': 'undefined where a mask is empty'}
     lines.append(f"Means over cases with bootstrap intervals; a missed or invented region: {policy[summary['empty_masks']]}")
