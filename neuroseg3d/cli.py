@@ -168,6 +168,43 @@ def _report(args, overrides) -> int:
     print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema))
     return 0
 
+
+def _explain(args, overrides) -> int:
+    import warnings
+
+    from tqdm import tqdm
+
+    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.infer import choose_device
+    from neuroseg3d.xai import explain_file
+    warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
+    studies = find_inputs(args.input_image, args.allow_missing)
+    choose_device(args.device)
+    model = _adjusted(load_model(args.ckpt_path), args, overrides)
+    bars = {}
+
+    def progress(method: str, done: int, of: int) -> None:
+        if method not in bars:
+            bars[method] = tqdm(total=of, desc=method, unit='pass', disable=None, leave=False)
+        bars[method].update(done - bars[method].n)
+    for study in studies:
+        made = explain_file(model, study, args.output_dir, args.region, args.method, args.device, args.allow_missing, progress)
+        while bars:
+            bars.popitem()[1].close()
+        print(made, *_checks(made), sep='\n')
+    return 0
+
+
+def _checks(made: Path) -> list[str]:
+    "What the sanity checks said, a line a method."
+    import json
+    words = {True: 'depends on what was learnt', False: 'does NOT depend on what was learnt: do not believe the map'}
+    methods = json.loads(made.read_text(encoding='utf-8'))['methods']
+    checks = {name: about['sanity_check'] for name, about in methods.items()}
+    return [f'  {name}: rank correlation with random weights {"none" if c["similarity"] is None else format(c["similarity"], ".2f")}: '
+            f'{words[c["passed"]]}' for name, c in checks.items()]
+
+
 # %% ../nbs/16_cli.ipynb #8eb1961f
 _NOTICE = 'Research software, not a medical device: not for diagnosis or treatment.'
 
@@ -248,6 +285,23 @@ def _add_model_commands(commands) -> None:
     report.add_argument('--data', required=True, help='the cohort that was segmented, in any supported layout')
 
 
+def _add_explain_command(commands) -> None:
+    methods = ('shapley', 'grad_cam', 'integrated_gradients', 'occlusion')
+    explain = _command(commands, 'explain', _explain, 'Explain a prediction: maps of a region, each with its sanity check',
+                       'neuroseg3d explain --ckpt_path best.ckpt --input_image case/ --output_dir explanations/ --region ET')
+    explain.set_defaults(overridable=True, tta=None)
+    explain.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or several for an ensemble')
+    explain.add_argument('--input_image', nargs='+', required=True,
+                         help='a 4-D file, four files, MODALITY=file pairs, a case folder, or a cohort folder')
+    explain.add_argument('--output_dir', required=True, help='gets maps (.nii.gz), figures (.png) and a .json a case')
+    explain.add_argument('--region', choices=('WT', 'TC', 'ET'), default='WT', help='what is explained (default WT)')
+    explain.add_argument('--method', nargs='+', choices=methods, default=methods, help='default: all; occlusion is the slowest')
+    explain.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
+    explain.add_argument('--config_dir', help='folder with *_config.yaml: its infer section is used')
+    explain.add_argument('--allow_missing', action='store_true', help='accept any non-empty subset of the sequences')
+    explain.add_argument('--fast', action='store_true', help='fewer, larger windows: quicker, less exact, more memory')
+
+
 def _add_infer_options(infer) -> None:
     "How `infer` looks, what it accepts, and what it writes beside the label map."
     infer.add_argument('--fast', action='store_true', help='one pass over the brain where memory allows: quicker, less exact')
@@ -266,6 +320,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)
     _add_model_commands(commands)
+    _add_explain_command(commands)
     return parser
 
 # %% ../nbs/16_cli.ipynb #690b87f0

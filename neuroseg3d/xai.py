@@ -638,8 +638,8 @@ def sanity_check(
     if np.isnan(result.similarity):
         warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map is empty', stacklevel=2)
     elif n_blocks is None and not result.passed:
-        warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map of random weights is much the same '
-                      f'(rank correlation {result.similarity:.2f}, limit {result.limit}); '
+        warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map of random weights is much the same'
+                      f'{", with signs reversed" if result.similarity < 0 else ""} (rank correlation {result.similarity:.2f}, limit {result.limit}); '
                       'do not read it as what the network learnt', stacklevel=2)
     return result
 
