@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from html import escape
+from math import ceil
 from pathlib import Path
 
 import ipywidgets as w
+import nibabel as nib
 import numpy as np
 import plotly.graph_objects as go
 import traitlets
@@ -31,11 +33,12 @@ from .metrics import overlap, score_case
 from .nifti import find_cases, read_case, read_label
 from .report import CaseResult, write_report
 from .transforms import to_native
-from .viz import ERRORS, PALETTE, PLANES, View, cut, error_map, largest_slices, make_view, mesh_figure
+from .viz import (ENTROPY, ERRORS, PALETTE, PLANES, View, cut, error_map, error_paint, largest_slices, make_view,
+                            mesh_figure)
 
 # %% auto #0
-__all__ = ['quantise', 'entropy_bits', 'Scene', 'Look', 'picture_size', 'draw_plane', 'place_of', 'voxel_at', 'PlaneWidget',
-           'jpeg', 'compose', 'legend', 'Cohort', 'with_prediction', 'Dashboard', 'dashboard']
+__all__ = ['Box', 'quantise', 'entropy_bits', 'Scene', 'Look', 'picture_size', 'draw_plane', 'place_of', 'voxel_at',
+           'PlaneWidget', 'jpeg', 'compose', 'legend', 'Cohort', 'with_prediction', 'Dashboard', 'dashboard']
 
 # %% ../nbs/15_dashboard.ipynb #885f6d38
 _STEPS = 1024  # grey levels that are kept of a sequence
@@ -139,19 +142,37 @@ def _grey_table(window: tuple[float, float]) -> np.ndarray:
     return (np.clip((np.arange(_STEPS) - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
-_HEAT = (colormaps['inferno'](np.linspace(0.15, 1, 256))[:, :3] * 255).astype(np.float32)
-_COLOUR = {name: np.array(to_rgb(c), np.float32) * 255 for name, c in PALETTE.items()}
+_COLOUR = {name: tuple(round(255 * v) for v in to_rgb(c)) for name, c in PALETTE.items()}
 
 
-def _enlarge(section: np.ndarray, size: tuple[int, int], smooth: bool = True) -> np.ndarray:
+@lru_cache(maxsize=64)
+def _heat_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:  # float32 (256, 3), (256, 1)
+    "Colour times opacity, and opacity, of each level of entropy: nothing where the network is sure."
+    level = np.arange(256, dtype=np.float32)[:, None]
+    strength = np.where(level > 2, np.minimum(level / 64, 1) * np.float32(alpha), 0)
+    return (colormaps['inferno'](np.linspace(0.15, 1, 256))[:, :3] * 255 * strength).astype(np.float32), strength
+
+
+def _enlarge(section: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     "A slice (its first row at the bottom) as pixels (the first row on top)."
     image = Image.fromarray(np.ascontiguousarray(section[::-1]))
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
-def _mask(section: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    "A mask in pixels, its border smooth."
-    return _enlarge(section.astype(np.uint8) * 255, size) > 127
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+
+def _part(section: np.ndarray, size: tuple[int, int], smooth: bool = True) -> tuple[np.ndarray, Box]:
+    "The part of a slice of small integers that is not zero, in pixels, and where it is: the rest need not be enlarged."
+    turned = np.ascontiguousarray(section[::-1])
+    spans = []
+    for n, share, axis in ((size[0], size[0] / turned.shape[1], 0), (size[1], size[1] / turned.shape[0], 1)):
+        found = np.flatnonzero(turned.any(axis=axis))
+        spans.append((max(0, int((found[0] - 2) * share)), min(n, ceil((found[-1] + 3) * share)), share))
+    (left, right, across), (top, bottom, down) = spans
+    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    image = Image.fromarray(turned).resize((right - left, bottom - top), how, (left / across, top / down, right / across, bottom / down))
+    return np.asarray(image), (left, top, right, bottom)
 
 
 def _border(mask: np.ndarray) -> np.ndarray:
@@ -161,35 +182,34 @@ def _border(mask: np.ndarray) -> np.ndarray:
     return mask & ~inner
 
 
-def _blend(pixels: np.ndarray, mask: np.ndarray, colour: np.ndarray, alpha: float) -> None:
+def _blend(image: Image.Image, mask: np.ndarray, box: Box, colour: tuple[int, int, int], alpha: float) -> None:
     "Lay a colour over the pixels of a mask."
-    pixels[mask] = pixels[mask] * (1 - alpha) + colour * alpha
+    image.paste(colour, box, Image.fromarray(mask * np.uint8(round(255 * alpha))))
 
 # %% ../nbs/15_dashboard.ipynb #7ba7f9ca
-def _lay_labels(pixels: np.ndarray, section: np.ndarray, size: tuple[int, int], fill: bool, alpha: float) -> None:
-    "Regions of a label, outermost first, as fills or as lines."
+def _lay_labels(image: Image.Image, section: np.ndarray, size: tuple[int, int], fill: bool, alpha: float) -> None:
+    "Regions of a label, outermost first, as fills or as lines, their borders smooth."
     for region, ids in REGIONS.items():
         inside = np.isin(section, ids)
         if inside.any():
-            mask = _mask(inside, size)
-            _blend(pixels, mask if fill else _border(mask), _COLOUR[region], alpha if fill else 1.0)
+            level, box = _part(inside * np.uint8(255), size)
+            mask = level > 127
+            _blend(image, mask if fill else _border(mask), box, _COLOUR[region], alpha if fill else 1.0)
 
 
-def _lay_errors(pixels: np.ndarray, sections: Sequence[np.ndarray], size: tuple[int, int], region: str, alpha: float) -> None:
+def _lay_errors(image: Image.Image, sections: Sequence[np.ndarray], size: tuple[int, int], region: str, alpha: float) -> None:
     "Voxels that are right, added and missed, of one region."
     errors = error_map(*(np.isin(s, REGIONS[region]) for s in sections))
-    for code, name in ERRORS.items():
-        if (errors == code).any():
-            _blend(pixels, _enlarge(errors, size, smooth=False) == code, _COLOUR[name], alpha * (0.5 if code == 1 else 1.0))
+    if errors.any():
+        codes, box = _part(errors, size, smooth=False)
+        for code, name in ERRORS.items():
+            _blend(image, codes == code, box, _COLOUR[name], alpha * (0.5 if code == 1 else 1.0))
 
 
-def _lay_entropy(pixels: np.ndarray, section: np.ndarray, size: tuple[int, int], alpha: float) -> None:
-    "Entropy as heat: nothing where the network is sure."
-    heat = _enlarge(section, size)
-    unsure = heat > 2
-    level = heat[unsure]
-    strength = np.minimum(level / np.float32(64), 1)[:, None] * np.float32(alpha)
-    pixels[unsure] = pixels[unsure] * (1 - strength) + _HEAT[level] * strength
+def _heated(grey: np.ndarray, section: np.ndarray, alpha: float) -> np.ndarray:  # uint8 (rows, columns, 3)
+    "A slice with entropy as heat over it, blended before it is enlarged: an eighth of the work."
+    colour, strength = _heat_table(alpha)
+    return (grey[..., None] * (1 - strength[section]) + colour[section]).astype(np.uint8)
 
 
 def picture_size(
@@ -210,18 +230,18 @@ def draw_plane(
     "A slice with its overlays, its sides and the other planes' places."
     size, place = picture_size(scene.view, plane, look.px_per_mm), index[PLANES[plane].normal]
     grey = _grey_table(look.window)[cut(scene.grey(look.modality), plane, place)]
-    pixels = np.repeat(_enlarge(grey, size)[..., None], 3, axis=2).astype(np.float32)
     layers = [name for name in look.layers if name in scene.layers]
+    if 'entropy' in layers:
+        grey = _heated(grey, cut(scene.doubt[list(REGIONS).index(look.region)], plane, place), look.opacity)
+    image = Image.fromarray(_enlarge(grey, size)).convert('RGB')
     sections = {name: cut(label, plane, place) for name, label in scene.labels.items()}
     if 'reference' in layers:
-        _lay_labels(pixels, sections['reference'], size, True, look.opacity)
-    if 'entropy' in layers:
-        _lay_entropy(pixels, cut(scene.doubt[list(REGIONS).index(look.region)], plane, place), size, look.opacity)
+        _lay_labels(image, sections['reference'], size, True, look.opacity)
     if 'error' in layers:
-        _lay_errors(pixels, (sections['prediction'], sections['reference']), size, look.region, look.opacity)
+        _lay_errors(image, (sections['prediction'], sections['reference']), size, look.region, look.opacity)
     if 'prediction' in layers:
-        _lay_labels(pixels, sections['prediction'], size, False, 1.0)
-    return _furnish(pixels.astype(np.uint8), scene.view, plane, index, look)
+        _lay_labels(image, sections['prediction'], size, False, 1.0)
+    return _furnish(image, scene.view, plane, index, look)
 
 # %% ../nbs/15_dashboard.ipynb #781bcc82
 @lru_cache
@@ -234,9 +254,8 @@ def _write(draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, anchor
     draw.text(xy, text, fill=fill, font=_font(size), anchor=anchor, stroke_width=2, stroke_fill='#0c0e12')
 
 
-def _furnish(pixels: np.ndarray, view: View, plane: str, index: tuple[int, int, int], look: Look) -> np.ndarray:
+def _furnish(image: Image.Image, view: View, plane: str, index: tuple[int, int, int], look: Look) -> np.ndarray:
     "Cross, letters, the slice's place and, on the axial plane, a scale bar."
-    image = Image.fromarray(pixels)
     draw, (width, height), p = ImageDraw.Draw(image), image.size, PLANES[plane]
     x, y = place_of(view, plane, index)
     x, y = x * width, y * height
@@ -314,10 +333,13 @@ function render({ model, el }) {
     event.preventDefault();
     send({ kind: 'scroll', steps: Math.sign(event.deltaY) });
   }, { passive: false });
+  const fit = () => [100, 600, 2000].forEach(ms => setTimeout(() => window.dispatchEvent(new Event('resize')), ms));
   model.on('change:picture', show);
+  model.on('msg:custom', fit);  // plotly takes 700 pixels for a new figure, and the width of its place at the next resize
   show();
+  fit();
   el.append(image);
-  return () => { model.off('change:picture', show); if (address) URL.revokeObjectURL(address); };
+  return () => { model.off('change:picture', show); model.off('msg:custom', fit); if (address) URL.revokeObjectURL(address); };
 }
 export default { render };
 '''
@@ -406,7 +428,20 @@ class Cohort:
         label, grid, _ = read_label(file.path, self.pred_schema, file.schema)
         if not grid.same_grid(case.geometry, tolerance_mm=0.01):
             raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
-        return Scene(case, label)
+        return Scene(case, label, self._stored_entropy(name, case))
+
+    def _stored_entropy(self, name: str, case: Case) -> np.ndarray | None:
+        "Entropy of the probabilities that `infer --save_probabilities` wrote beside the label maps, where it did."
+        path = Path(self.pred) / 'probabilities' / f'{name}.nii.gz'
+        if not path.is_file():
+            return None
+        stored = nib.load(path)
+        if stored.shape != (*case.geometry.shape, len(REGIONS)):
+            raise InputError(f'{path}: found shape {stored.shape}, expected {(*case.geometry.shape, len(REGIONS))}')
+        return _LEVEL_BITS[np.moveaxis(np.asarray(stored.dataobj.get_unscaled()), -1, 0)]
+
+
+_LEVEL_BITS = entropy_bits(np.arange(256) / 255)  # of probabilities stored as a byte
 
 
 def with_prediction(
@@ -605,10 +640,20 @@ class Dashboard:
         "The mesh of what is shown, beside the planes."
         label = self.scene.prediction if self.scene.prediction is not None else self.scene.case.label
         reference = self.scene.case.label if self.scene.prediction is not None else None
-        figure = mesh_figure(self.scene.case, label, reference, max_faces=2500, grid_mm=2.0, height_px=360)
+        figure = mesh_figure(self.scene.case, label, reference, max_faces=2500, grid_mm=2.0, height_px=360, paint=self._paint())
         widget = go.FigureWidget(figure)
         widget._config = {'displayModeBar': False, 'responsive': True}
         self.mesh.children = [widget]
+        self.pictures['axial'].send({'kind': 'fit'})
+
+    def _paint(self) -> dict:
+        "What the mesh can be coloured by: signed error and entropy, where they are known."
+        scene, paint = self.scene, {}
+        if len(scene.labels) == 2:
+            paint['signed error'] = error_paint(scene.prediction, scene.case.label, scene.case.geometry.spacing_mm)
+        if scene.entropy is not None:
+            paint['entropy'] = ENTROPY, dict(zip(REGIONS, scene.entropy))
+        return paint
 
     def say(self, text: str, bad: bool = False, html: str = '') -> None:
         "Tell something below the buttons."

@@ -118,6 +118,8 @@ class Hand:
 
 
 BUTTON = "[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{}')"
+FITS = ("(() => { const p = document.querySelector('.js-plotly-plot');"
+        "return p && p._fullLayout && p._fullLayout.width <= p.getBoundingClientRect().width + 1; })()")
 STATUS = "document.body.innerText.includes('{}')"
 
 
@@ -129,6 +131,7 @@ def test_review_in_a_browser(address, work):
         hand.wait("document.querySelectorAll('img[alt*=\" slice at \"]').length === 3 && "
                   "[...document.querySelectorAll('img[alt*=\" slice at \"]')].every(i => i.naturalWidth > 50)")
         hand.wait("Boolean(document.querySelector('canvas'))")
+        hand.wait(FITS)  # the mesh takes its place and no more
         time.sleep(1)
         hand.shot('1_opened')
         first = hand.pictures()
@@ -167,6 +170,9 @@ def test_review_in_a_browser(address, work):
         hand.click(BUTTON.format('Entropy'))
         hand.changed(before)
         hand.wait(STATUS.format('entropy of WT'))
+        hand.click("[...document.querySelectorAll('.updatemenu-button')].find(b => b.textContent === 'entropy')")  # of the mesh
+        hand.wait("Boolean(document.querySelector('.colorbar'))")
+        hand.wait(FITS)
         time.sleep(1)
         hand.shot('5_segmented')
         hand.click(BUTTON.format('Save report'))
