@@ -99,7 +99,7 @@ class Scene:
         "Entropy, ready to be cut."
         if self.entropy is None:
             return None
-        return np.stack([np.clip(self.view.turn(e) * 255, 0, 255).astype(np.uint8) for e in self.entropy])
+        return np.stack([np.clip(self.view.turn(e) * 255, 0, 255).astype(np.uint8, order='C') for e in self.entropy])
 
     @property
     def layers(self) -> tuple[str, ...]:
