@@ -1,6 +1,7 @@
 """What explaining one region of a 240x240x155 case costs on a CPU: seconds and peak memory, method by method.
 
-    python benchmarks/explanations.py
+    python benchmarks/explanations.py             # all methods, some minutes
+    python benchmarks/explanations.py occlusion   # one; the others' numbers stay
 
 A network of the 'tiny' preset with random weights (cost does not depend on them), windows of 96 voxels with an overlap of a quarter,
 the enhancing tumour of an in-silico patient at 1 mm. Each method runs in a process of its own, without its sanity check, which
@@ -10,6 +11,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -39,17 +41,19 @@ def measure(method: str, queue) -> None:
                'windows_with_the_region': len(question.parts), 'box': list(seen.image.shape[1:]), 'voxels_of_et': int(question.mask.sum())})
 
 
-def main() -> None:
-    context, out = multiprocessing.get_context('spawn'), {'grid': [240, 240, 155], 'cores': os.cpu_count()}
-    for method in ('grad_cam', 'integrated_gradients', 'shapley', 'occlusion'):
+def main(methods: list[str]) -> None:
+    context = multiprocessing.get_context('spawn')
+    out = json.loads(RESULT.read_text(encoding='utf-8')) if RESULT.is_file() else {}
+    out |= {'grid': [240, 240, 155], 'cores': os.cpu_count()}
+    for method in methods or ('grad_cam', 'integrated_gradients', 'shapley', 'occlusion'):
         queue = context.Queue()
         process = context.Process(target=measure, args=(method, queue))
         process.start()
         out[method] = queue.get()
         process.join()
         print(method, out[method], flush=True)
-    RESULT.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
+        RESULT.write_text(json.dumps(out, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])

@@ -526,9 +526,9 @@ def _completeness(q: Question, values: Tensor, baseline: Tensor, steps: int) -> 
 # %% ../nbs/13_xai.ipynb #d82f6827
 def occlusion(
     question: Question,  # of `ask`
-    cube_mm: float = 20.0,  # edge of the cube
+    cube_mm: float = 24.0,  # edge of the cube
     stride_mm: float | None = None,  # between cubes; None: one beside the other
-    reach_mm: float = 20.0,  # how far from the region cubes are tried
+    reach_mm: float = 12.0,  # how far from the region cubes are tried
     each: bool = False,  # cover one sequence at a time; four times the work
     progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
 ) -> Attribution:
