@@ -728,7 +728,7 @@ def show_attribution(
     q = attribution.question
     label = to_native(torch.from_numpy(q.label)[None], q.seen.record, 'nearest')[0].numpy()
     mask = to_native(q.mask[None].to(torch.uint8), q.seen.record, 'nearest')[0].numpy() > 0
-    at, several = largest_slices(mask), len(attribution.channels) > 1
+    at, several = largest_slices(mask & case.brain if (mask & case.brain).any() else mask), len(attribution.channels) > 1
     figure = (show_modalities(case, label, 'axial', at, regions=(q.region,), width_in=width_in) if several else
               show_planes(case, label, modality=modality, at=at, regions=(q.region,), width_in=width_in))
     view, native = make_view(case), attribution.native()
