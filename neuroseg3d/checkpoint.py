@@ -11,6 +11,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from .unet import UNet, UNetConfig
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['KEY', 'FORMAT', 'save_checkpoint', 'sync_folder', 'load_checkpoint', 'describe', 'description', 'Model',
-           'averaged_weights', 'model_facts', 'export_model', 'read_export', 'find_model', 'load_model']
+__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'save_checkpoint', 'sync_folder', 'load_checkpoint', 'describe', 'description',
+           'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -155,7 +156,8 @@ def model_facts(
     return {**{k: about.get(k) for k in kept}, 'labels': names, 'architecture': config['model'],
             'normalisation': config['space'], 'targets': config['loss']['targets'], 'windows': config['infer'],
             'thresholds': about.get('thresholds') or dict.fromkeys(REGIONS, 0.5), 'step': about.get('step'),
-            **{k: about[k] for k in ('postprocess', 'calibration') if about.get(k)}}
+            'recipe': {k: v for k, v in config.items() if k in ('augment', 'loss', 'optim')},
+            **{k: about[k] for k in ('postprocess', 'calibration', 'origin') if about.get(k)}}
 
 
 def export_model(
@@ -203,10 +205,15 @@ def read_export(
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f'{path}: cannot be loaded as safetensors: {error}') from None
     about = description({KEY: facts} if facts else {}, path)
-    return weights, {**about, 'config': {'model': facts['architecture'], 'space': facts['normalisation'],
+    return weights, {**about, 'config': {**facts.get('recipe', {}), 'model': facts['architecture'], 'space': facts['normalisation'],
                                          'loss': {'targets': facts['targets']}, 'infer': facts['windows']}}
 
 # %% ../nbs/09a_checkpoint.ipynb #b899dc9a
+#: Where the models lie that come with the package, and the one that is used where none is named.
+MODELS: Path = Path(str(files('neuroseg3d'))) / 'models'
+STARTER: Path = MODELS / 'starter.safetensors'
+
+
 def find_model(
     path: str | Path,  # a checkpoint, an exported model, or the folder of a run
 ) -> Path:
@@ -231,18 +238,18 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def load_model(
-    paths: str | Path | Iterable[str | Path],  # a checkpoint, exported model or run folder; several for an ensemble
+    paths: str | Path | Iterable[str | Path] = STARTER,  # a checkpoint, exported model or run folder; several for an ensemble
 ) -> Model:
-    "A model for inference, on the CPU."
-    files = [find_model(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if not files:
+    "A model for inference, on the CPU: the starter model that comes with the package, or another."
+    sources = [find_model(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    if not sources:
         raise InputError('no checkpoint was given')
-    contents, abouts = zip(*map(_read, files))
-    for about, path in zip(abouts[1:], files[1:]):
+    contents, abouts = zip(*map(_read, sources))
+    for about, path in zip(abouts[1:], sources[1:]):
         for section, key in (('space', None), ('loss', 'targets')):
             ours, first = about['config'][section], abouts[0]['config'][section]
             if (ours if key is None else ours[key]) != (first if key is None else first[key]):
-                raise InputError(f'{path}: {section} is {ours}, that of {files[0].name} is {first}; no ensemble')
+                raise InputError(f'{path}: {section} is {ours}, that of {sources[0].name} is {first}; no ensemble')
     config, thresholds = abouts[0]['config'], abouts[0].get('thresholds') or dict.fromkeys(REGIONS, 0.5)
-    return Model([_network(*x) for x in zip(contents, abouts, files)], build(Space, config['space'], 'space'),
-                 build(Windows, config['infer'], 'infer'), config['loss']['targets'], list(abouts), files, thresholds)
+    return Model([_network(*x) for x in zip(contents, abouts, sources)], build(Space, config['space'], 'space'),
+                 build(Windows, config['infer'], 'infer'), config['loss']['targets'], list(abouts), sources, thresholds)

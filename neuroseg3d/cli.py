@@ -84,11 +84,12 @@ def _infer(args, overrides) -> int:
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.core import get_schema
     from neuroseg3d.infer import choose_device, infer_cohort, infer_file
+    from neuroseg3d.models import resolve_models
     if args.schema:
         get_schema(args.schema)
     studies = find_inputs(args.input_image, args.allow_missing)
     choose_device(args.device)
-    model = _adjusted(load_model(args.ckpt_path), args, overrides)
+    model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
     extras = [name for name, wanted in (('probabilities', args.save_probabilities), ('entropy', args.save_uncertainty)) if wanted]
     options = {'schema': args.schema, 'device': args.device, 'allow_missing': args.allow_missing, 'extras': extras}
     if len(studies) == 1:
@@ -122,6 +123,15 @@ def _postprocess(args, overrides) -> int:
     print(f'{rules}\nmean Dice {before:.4f} -> {after:.4f}')
     for path in args.ckpt_path or ():
         print(f'stored in {store_rules(path, rules)}')
+    return 0
+
+
+def _model(args, overrides) -> int:
+    from neuroseg3d.models import installed_model, installed_models
+    if args.name:
+        print(installed_model(args.name).card)
+        return 0
+    print(*installed_models(), 'neuroseg3d model NAME prints the card', sep='\n')
     return 0
 
 
@@ -176,11 +186,12 @@ def _explain(args, overrides) -> int:
 
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.infer import choose_device
+    from neuroseg3d.models import resolve_models
     from neuroseg3d.xai import explain_file
     warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
     studies = find_inputs(args.input_image, args.allow_missing)
     choose_device(args.device)
-    model = _adjusted(load_model(args.ckpt_path), args, overrides)
+    model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
     bars = {}
 
     def progress(method: str, done: int, of: int) -> None:
@@ -207,6 +218,8 @@ def _checks(made: Path) -> list[str]:
 
 # %% ../nbs/16_cli.ipynb #8eb1961f
 _NOTICE = 'Research software, not a medical device: not for diagnosis or treatment.'
+_MODEL_HELP = ('a checkpoint, an exported model, a run folder, or wandb:entity/project/artifact:version; several for an ensemble '
+               '(default: the starter model that comes with the package)')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -255,16 +268,19 @@ def _add_model_commands(commands) -> None:
     train.add_argument('--ckpt_path', help='checkpoint to resume from')
     train.add_argument('--resume', choices=('never', 'auto'), default='never', help='auto: continue the run in the output folder')
     infer = _command(commands, 'infer', _infer, 'Segment a case or a cohort',
-                     'neuroseg3d infer --ckpt_path checkpoints/best.ckpt --input_image case/ --output_dir predictions/')
+                     'neuroseg3d infer --input_image case/ --output_dir predictions/')
     infer.set_defaults(overridable=True)
     infer.add_argument('--config_dir', help='folder with *_config.yaml: its infer section is used')
-    infer.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or several for an ensemble')
+    infer.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help=_MODEL_HELP)
     infer.add_argument('--input_image', nargs='+', required=True,
                        help='a 4-D file, four files, MODALITY=file pairs, a case folder, or a cohort folder')
     infer.add_argument('--output_dir', required=True)
     infer.add_argument('--schema', help="label schema to write (default: the input cohort's, else msd)")
     infer.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     _add_infer_options(infer)
+    model = _command(commands, 'model', _model, 'List the models that are installed, or print the card of one',
+                     'neuroseg3d model starter')
+    model.add_argument('name', nargs='?', help='whose card to print')
     tune = _command(commands, 'postprocess', _postprocess, 'Search thresholds and size rules on out-of-fold probabilities',
                     'neuroseg3d postprocess --pred oof/probabilities --data cohort/ --ckpt_path best.ckpt')
     tune.add_argument('--pred', required=True, help='folder that `infer --save_probabilities` wrote, of cases held out')
@@ -290,7 +306,7 @@ def _add_explain_command(commands) -> None:
     explain = _command(commands, 'explain', _explain, 'Explain a prediction: maps of a region, each with its sanity check',
                        'neuroseg3d explain --ckpt_path best.ckpt --input_image case/ --output_dir explanations/ --region ET')
     explain.set_defaults(overridable=True, tta=None)
-    explain.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or several for an ensemble')
+    explain.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help=_MODEL_HELP)
     explain.add_argument('--input_image', nargs='+', required=True,
                          help='a 4-D file, four files, MODALITY=file pairs, a case folder, or a cohort folder')
     explain.add_argument('--output_dir', required=True, help='gets maps (.nii.gz), figures (.png) and a .json a case')

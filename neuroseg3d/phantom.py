@@ -29,16 +29,16 @@ from tqdm import tqdm
 from .core import MODALITIES, Case, Geometry, InputError, Label
 
 # %% auto #0
-__all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'TEXTURE', 'NOISE', 'FIELD_MM', 'GENERATOR',
-           'stream', 'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas', 'signed_distance',
-           'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head', 'TumourPlan',
-           'draw_site', 'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen', 'sample_anatomy', 'lattice_axes',
-           'inflate', 'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto', 'enhancement_mm', 'Lesion',
-           'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft', 'white_matter_spots', 'vessels',
-           'bright_shell', 'cover_of', 'paint', 'to_scanner_units', 'rician', 'acquire_slices', 'draw_resolution_mm',
-           'acquire', 'check_spacing', 'phantom_geometry', 'brain_box', 'box_axes', 'average_parts', 'make_phantom',
-           'best_threshold_dice', 'label_contrast', 'case_seed', 'write_case', 'describe_cohort', 'usable_cores',
-           'write_cohort']
+__all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'TEXTURE', 'NOISE', 'FIELD_MM',
+           'GENERATOR', 'stream', 'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas',
+           'signed_distance', 'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head',
+           'Population', 'TumourPlan', 'draw_site', 'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen',
+           'sample_anatomy', 'lattice_axes', 'inflate', 'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto',
+           'enhancement_mm', 'Lesion', 'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft',
+           'white_matter_spots', 'vessels', 'bright_shell', 'cover_of', 'paint', 'to_scanner_units', 'rician',
+           'acquire_slices', 'draw_resolution_mm', 'acquire', 'check_spacing', 'phantom_geometry', 'brain_box',
+           'box_axes', 'average_parts', 'left_by_stripping', 'make_phantom', 'best_threshold_dice', 'label_contrast',
+           'case_seed', 'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
 
 # %% ../nbs/02_phantom.ipynb #97b58ac3
 def stream(
@@ -230,6 +230,23 @@ KINDS: dict[str, tuple[float, tuple[float, float]]] = {
 
 
 @dataclass(frozen=True)
+class Population:
+    "What patients are like as a whole; the defaults are those of the cohorts that `write_cohort` writes."
+    solid: float = KINDS['solid'][0]  # share of solid tumours; the other kinds keep their proportions
+    solid_core: tuple[float, float] = KINDS['solid'][1]  # smallest and largest fraction of such a tumour that is core
+    faint: float = 0.125  # share of tumours with little contrast
+    faint_contrast: tuple[float, float] = (0.5, 0.7)  # their contrast relative to the others'
+    dark: float = 0.0  # share of solid tumours with old blood or large vessels within, dark in every sequence
+    bias: tuple[float, float] = (0.02, 0.10)  # strength of the bias field: standard deviation of its logarithm
+    cut: float = 0.0  # share of exams whose skull-stripping took away what lies below the cerebrum
+
+    def shares(self) -> dict[str, float]:  # sum 1
+        "Share of each kind of tumour."
+        rest = (1 - self.solid) / (1 - KINDS['solid'][0])
+        return {kind: self.solid if kind == 'solid' else share * rest for kind, (share, _) in KINDS.items()}
+
+
+@dataclass(frozen=True)
 class TumourPlan:
     "What is decided about a tumour before it grows."
     kind: str  # a key of KINDS
@@ -265,12 +282,14 @@ def draw_site(
 
 def draw_tumour(
     head: Head,  # the patient
+    population: Population = Population(),  # that the patient is from
 ) -> TumourPlan:
     "Draw kind, volumes, foci and behaviour of a patient's tumour."
     rng = stream(head.seed, 'tumour')
-    kind = str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()]))
+    kind = str(rng.choice(list(KINDS), p=list(population.shares().values())))
     wt_ml = float(np.clip(np.exp(rng.normal(np.log(112), 0.5)), 32, 228))
-    tc_ml = max(wt_ml * rng.uniform(*KINDS[kind][1]), 9.0)
+    core = population.solid_core if kind == 'solid' else KINDS[kind][1]
+    tc_ml = max(wt_ml * rng.uniform(*core), 9.0)
     main = draw_site(rng, head)
     count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.12, 0.08]))
     radius = (tc_ml * 750 / np.pi) ** (1 / 3)
@@ -566,19 +585,26 @@ def visible_boundaries(
     return drawn
 
 
+#: Old blood and flowing blood, as in `CONTRAST`.
+VOID: tuple[tuple[float, float], ...] = ((-1.40, 0.50), (-0.50, 0.50), (-0.70, 0.50), (-1.00, 0.60))
+
+
 def draw_contrast(
     seed: int,  # the patient
+    population: Population = Population(),  # that the patient is from
 ) -> dict[str, np.ndarray]:  # tissue -> z-scores of the four sequences, float32 (4,)
     "Intensities of each tissue in this exam; one in eight tumours shows little contrast."
     rng = stream(seed, 'contrast')
     drawn = {t: np.array([m + sd * np.clip(rng.normal(), -2.2, 2.2) for m, sd in values], dtype=np.float32)
              for t, values in CONTRAST.items()}
-    faint = np.float32(rng.uniform(0.5, 0.7) if rng.random() < 0.125 else 1.0)
+    faint = np.float32(rng.uniform(*population.faint_contrast) if rng.random() < population.faint else 1.0)
     for tissue in ('edema', 'necrosis', 'bulk', 'enhancing'):
         healthy = (drawn['wm'] + drawn['gm']) / 2
         drawn[tissue] = healthy + faint * (drawn[tissue] - healthy)
     if rng.random() < 0.2:
         drawn['necrosis'][0] = rng.uniform(-0.8, 0.6)  # a cyst: its fluid is dark on FLAIR
+    dark = stream(seed, 'void contrast')
+    drawn['void'] = np.array([m + sd * np.clip(dark.normal(), -2.2, 2.2) for m, sd in VOID], dtype=np.float32)
     return visible_boundaries(drawn)
 
 # %% ../nbs/02_phantom.ipynb #e08644e9
@@ -639,16 +665,22 @@ def cover_of(
     plan: TumourPlan,  # the tumour
     lesion: Lesion,  # on the grid
     axes: Sequence[np.ndarray],  # the grid
+    population: Population = Population(),  # that the patient is from
 ) -> dict[str, np.ndarray]:  # tissue -> opacity 0..1, painted in this order
     "What of a tumour is painted over healthy tissue, and how opaque."
     rng = stream(seed, 'cover')
     fade = np.float32(rng.uniform(0.0, 0.2)) * lesion.share + np.float32(0.08) * np.abs(smooth_field(rng, axes, 9.0))
     core = 'bulk' if plan.kind in ('none', 'tiny') else 'necrosis'
-    return {
+    layers = {
         'edema': soft(lesion.edema_mm, 0.8) * np.clip(1 - fade, 0.65, 1),
         core: soft(lesion.core_mm),
         'enhancing': soft(np.minimum(lesion.core_mm, lesion.enhancing_mm)),
     }
+    rng = stream(seed, 'void')
+    if plan.kind == 'solid' and rng.random() < population.dark:
+        places = smooth_field(rng, axes, 7.0) - np.float32(rng.uniform(0.7, 1.4))
+        layers['void'] = np.float32(0.9) * soft(np.minimum(lesion.core_mm - 1, np.float32(5) * places), 0.8)
+    return layers
 
 
 #: Tissue -> standard deviation of its texture in z-scores, for FLAIR, T1w, T1gd, T2w.
@@ -663,9 +695,10 @@ def paint(
     tissue: Anatomy,  # on the grid
     cover: dict[str, np.ndarray],  # what lies over it
     axes: Sequence[np.ndarray],  # the grid
+    population: Population = Population(),  # that the patient is from
 ) -> np.ndarray:  # float32 (4, X, Y, Z), in z-scores
     "The four contrasts of a patient, before the scanner spoils them."
-    mean, rng = draw_contrast(seed), stream(seed, 'texture')
+    mean, rng = draw_contrast(seed, population), stream(seed, 'texture')
     layers = {'spot': white_matter_spots(seed, tissue, axes), 'shell': bright_shell(seed, tissue, axes),
               'vessel': vessels(seed, tissue, axes), **cover}
     broad = np.float32(0.55) * smooth_field(rng, axes, 6.0) + np.float32(0.6) * smooth_field(rng, axes, 14.0)
@@ -685,12 +718,13 @@ def to_scanner_units(
     seed: int,  # the patient
     image: np.ndarray,  # z-scores, (4, X, Y, Z)
     axes: Sequence[np.ndarray],  # the grid
+    population: Population = Population(),  # that the patient is from
 ) -> np.ndarray:  # float32, >= 0, arbitrary units
     "Positive intensities at a scanner's arbitrary scale, with a bias field."
     rng, out = stream(seed, 'scanner'), []
     for contrast in image:
         spread = np.float32(rng.uniform(0.22, 0.34))  # standard deviation over mean within the brain
-        bias = np.exp(np.float32(rng.uniform(0.02, 0.10)) * smooth_field(rng, axes, 60.0))
+        bias = np.exp(np.float32(rng.uniform(*population.bias)) * smooth_field(rng, axes, 60.0))
         level = np.float32(np.exp(rng.uniform(np.log(250), np.log(1500))))
         out.append(np.maximum(1 + spread * contrast, np.float32(0.04)) * bias * level)
     return np.stack(out)
@@ -836,27 +870,42 @@ def average_parts(
     return volume
 
 
+def left_by_stripping(
+    seed: int,  # the patient
+    axes: Sequence[np.ndarray],  # the grid
+    population: Population = Population(),  # that the patient is from
+) -> np.ndarray:  # bool, one that is all True may be of size 1
+    "What skull-stripping left: in some exams nothing below an uneven plane under the cerebrum."
+    rng = stream(seed, 'cut')
+    if rng.random() >= population.cut:
+        return np.ones((1, 1, 1), bool)
+    level = np.float32(rng.uniform(-56, -36)) + np.float32(4) * smooth_field(rng, axes, 20.0)
+    return np.asarray(axes[2], np.float32)[None, None, :] > level
+
+
 def make_phantom(
     seed: int,  # the patient, >= 0: the same seed is the same patient on every grid
     spacing_mm: float | Sequence[float] = 1.0,  # edge lengths of a voxel, one number or three
     shape: Sequence[int] | None = None,  # voxels; None: what the field of view of 240 x 240 x 155 mm takes
+    population: Population = Population(),  # that the patient is from
 ) -> Case:
     "An in-silico patient: four sequences and the true label."
     if seed != int(seed) or seed < 0:
         raise InputError(f'phantom seed {seed!r}: expected a whole number, 0 or more')
     geometry = phantom_geometry(seed, spacing_mm, shape)
     head = draw_head(seed)
-    plan = draw_tumour(head)
+    plan = draw_tumour(head, population)
     growth = grow(head, plan)
     box = brain_box(head, geometry)
     parts = [2 * round((s / 1.5 - 1) / 2) + 1 if s > 2.5 else 1 for s in geometry.spacing_mm]
     axes = box_axes(geometry, box, parts)
     tissue = sample_anatomy(head, plan, axes)
     lesion = render_lesion(head, plan, growth, tissue, axes)
-    signal = to_scanner_units(seed, paint(seed, tissue, cover_of(seed, plan, lesion, axes), axes), axes)
+    cover = cover_of(seed, plan, lesion, axes, population)
+    signal = to_scanner_units(seed, paint(seed, tissue, cover, axes, population), axes, population)
     measured = acquire(seed, average_parts(signal, parts), geometry.spacing_mm)
     middle = tuple(slice(k // 2, None, k) for k in parts)
-    brain = tissue.brain[middle]
+    brain = (tissue.brain & left_by_stripping(seed, axes, population))[middle]
     image = np.zeros((len(MODALITIES), *geometry.shape), np.float32)
     image[(slice(None), *box)] = np.clip(np.rint(measured), 1, 32000) * brain
     label = np.zeros(geometry.shape, np.uint8)

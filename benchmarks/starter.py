@@ -1,0 +1,470 @@
+"""Make the starter model, and measure it on real patients.
+
+    python benchmarks/starter.py pretrain   --out runs/starter                       # on phantoms alone, resumable
+    python benchmarks/starter.py stream     --out runs/starter                       # beside it: phantoms made ahead
+    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores of that, on real cases
+    python benchmarks/starter.py pretrained --out runs/starter --data ../shared/data  # fine-tuned, each case held out once
+    python benchmarks/starter.py random     --out runs/starter --data ../shared/data  # the same from random weights
+    python benchmarks/starter.py change     --out runs/starter --data ../shared/data --name NAME    # of the generator
+    python benchmarks/starter.py collect    --out runs/starter                       # benchmarks/results/starter.json
+    python benchmarks/starter.py ship       --out runs/starter --data ../shared/data  # trained on all, exported with its card
+    python benchmarks/starter.py pictures   --out runs/starter --data ../shared/data  # of the worst cases, beside phantoms
+
+Settings: benchmarks/starter.yaml. Phantoms are made while training goes on: a further one for every few patches, each from
+its own seed, so that the patches of a step are a function of step and settings alone, and a run that was stopped goes on
+where it was. Fine-tuning mixes real and simulated patches in each batch.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from matplotlib.colors import to_rgba
+
+from neuroseg3d.calibration import reliability
+from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
+from neuroseg3d.config import build
+from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
+from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, make_split, plan_machine, store_case, tumour_voxels
+from neuroseg3d.infer import predict_case
+from neuroseg3d.metrics import overlap
+from neuroseg3d.nifti import Study, find_cases, read_case
+from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_phantom
+from neuroseg3d.train import Config, RunData, SegmentationTask, check_same_run, make_trainer, resume_point
+from neuroseg3d.transforms import Space, to_model_space
+from neuroseg3d.viz import LABEL_PALETTE
+
+matplotlib.use('Agg')
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / 'results'
+SERIES = {'simulation': 'phantoms alone', 'pretrained': 'phantoms, then real and simulated cases', 'random': 'the latter alone, from random weights'}
+SEED = 6  # of the stream
+ET_VOXELS = 500  # enhancing tumour is scored where the reference has more
+
+
+# ---- data
+
+class Stream(Sequence):
+    "Phantoms without end, in model space; each is made when it is first asked for, and kept."
+
+    def __init__(self, folder: Path, space: Space, part: str, length: int, population: Population = Population()):
+        self.folder, self.space, self.part, self.length, self._open = folder, space, part, length, {}
+        self.population = population
+        drawn = '' if population == Population() else '-' + sha256(repr(population).encode()).hexdigest()[:8]
+        self.name = f'generator{GENERATOR}{drawn}-{part}'
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> StoredCase:
+        if number not in self._open:
+            path = self.folder / f'{self.name}{number:05d}.safetensors'
+            if not path.is_file():
+                case = make_phantom(case_seed(SEED, f'{self.part}{number}'), self.space.spacing_mm, population=self.population)
+                seen = to_model_space(case, self.space)
+                store_case(MemoryCase(case.id, seen.image, seen.label, tumour_voxels(seen.label), seen.record), path)
+            self._open[number] = StoredCase(path)
+        return self._open[number]
+
+
+class StreamPatches(PatchDataset):
+    "Patches of a stream that grows: every few patches the newest phantom, else any that is there. Mirrored left-right at random."
+
+    def __init__(self, cases: Stream, settings: dict, config: Config, seed: int):
+        super().__init__(cases, config.data.patch_size, seed, config.data.foreground_fraction, config.augment)
+        self.first, self.patches = settings['first'], settings['patches']
+
+    def case_number(self, index: int) -> int:
+        there = self.first + index // self.patches
+        return there - 1 if index % self.patches == 0 else int(self._rng(1, index).randint(there))
+
+    def __getitem__(self, index: int) -> dict:
+        return mirrored(super().__getitem__(index), self._rng(2, index))
+
+
+class MixedPatches(torch.utils.data.Dataset):
+    "Real and simulated patches, the real ones a fixed share of every batch."
+
+    def __init__(self, real: PatchDataset, simulated: StreamPatches, real_a_batch: int, batch: int):
+        self.real, self.simulated, self.real_a_batch, self.batch = real, simulated, real_a_batch, batch
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def __getitem__(self, index: int) -> dict:
+        step, place = divmod(index, self.batch)
+        if place >= self.real_a_batch:
+            return self.simulated[step * (self.batch - self.real_a_batch) + place - self.real_a_batch]
+        number = step * self.real_a_batch + place
+        return mirrored(self.real[number], self.real._rng(2, number))
+
+
+def mirrored(patch: dict, rng: np.random.RandomState) -> dict:
+    "A patch, or its mirror image, left and right exchanged."
+    if rng.random_sample() < 0.5:
+        return patch
+    return {**patch, 'image': patch['image'].flip(1), 'label': patch['label'].flip(1)}
+
+
+class StarterData(RunData):
+    "What the starter model is trained on: the stream, and the real cases named."
+
+    def __init__(self, config: Config, settings: dict, out: Path, real: Sequence[Study] = ()):
+        super().__init__(config.data, config.space, config.augment, progress=False)
+        self.config, self.settings, self.out, self.real = config, settings, out, real
+
+    def prepare_data(self) -> None:
+        pass
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.plan is not None:
+            return
+        self.plan = plan_machine(self.data)
+        stream, held = self.settings['stream'], self.settings['stream']['held']
+        population = build(Population, stream.get('population', {}))
+        self.train_cases = Stream(self.out / 'stream', self.space, 'Tr', 10**6, population)
+        self.val_cases = Stream(self.out / 'stream', self.space, 'Ts', held)
+        simulated = StreamPatches(self.train_cases, stream, self.config, self.data.seed)
+        self.patches = simulated
+        if self.real:
+            cases = [Prepare(self.space)(study) for study in self.real]
+            real = PatchDataset(cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction, self.augment)
+            here = round(self.settings['real']['share'] * self.data.batch_size)
+            self.patches = MixedPatches(real, simulated, here, self.data.batch_size)
+
+    def train_dataloader(self):
+        sampler = StepSampler(self.plan.batch_size, self.start_step, self.end_step)
+        return _Whole(make_loader(self.patches, sampler, self.plan), self.end_step)
+
+
+class _Whole:
+    "The rest of a run's batches, which knows the length of the whole."
+
+    def __init__(self, loader, steps: int):
+        self.loader, self.steps = loader, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator:
+        return iter(self.loader)
+
+
+# ---- training
+
+def settings_of(path: Path) -> dict:
+    "The file of settings."
+    return yaml.safe_load(path.read_text(encoding='utf-8'))
+
+
+def config_of(settings: dict, output_dir: Path, stage: str, seed: int = 0) -> Config:
+    "The configuration of a stage: pretrain or finetune."
+    run = {k: dict(v) for k, v in settings['run'].items()}
+    for section, values in (settings['finetune'] if stage == 'finetune' else {}).items():
+        run[section] = {**run[section], **values}
+    run['trainer'] = {**run['trainer'], 'output_dir': str(output_dir), 'seed': seed}
+    return build(Config, run)
+
+
+def real_studies(data: Path, names: Sequence[str]) -> list[Study]:
+    "The real cases, in the order of their names in the settings."
+    found = {s.id: s for folder in ('msd', 'brats2021') for s in find_cases(data / folder)}
+    return [found[name] for name in names]
+
+
+def train(config: Config, data: StarterData, provenance: dict, weights: dict | None = None) -> Path:
+    "Train, or go on where it stopped; the last checkpoint, whose averaged weights count."
+    folder = Path(config.trainer.output_dir)
+    start = resume_point(folder, None, 'auto')
+    stored = load_checkpoint(start) if start else {'global_step': 0}
+    last = folder / 'checkpoints' / 'last.ckpt'
+    if start and stored['global_step'] >= config.trainer.max_steps:
+        return last
+    if start:
+        check_same_run(stored, config, provenance, start)
+    data.start_step, data.end_step = stored['global_step'], config.trainer.max_steps
+    data.setup()
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.seed_everything(config.trainer.seed, verbose=False)
+    task = SegmentationTask(config, provenance)
+    if weights:
+        task.network.load_state_dict(weights)
+        task.ema.module.load_state_dict(weights)
+    make_trainer(config, folder, stored).fit(task, datamodule=data, ckpt_path=start)
+    return last
+
+
+def pretrain(out: Path, settings: dict) -> Path:
+    "On phantoms alone."
+    config = config_of(settings, out / 'pretrain', 'pretrain')
+    return train(config, StarterData(config, settings, out), {'schema': 'msd'})
+
+
+# ---- measuring
+
+def weights_of(checkpoint: Path) -> dict:
+    "The averaged weights of a checkpoint."
+    content = load_checkpoint(checkpoint)
+    return averaged_weights(content, description(content, checkpoint))
+
+
+def score(model: Model, case: Case, missing: str = '') -> dict:
+    "Dice, volumes and calibration of one case, of whose sequences one may be taken away."
+    image = case.image.copy()
+    if missing:
+        image[MODALITIES.index(missing)] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that a sequence is missing is known
+        prediction = predict_case(model, replace(case, image=image), 'cpu')
+    found, true = labels_to_regions(prediction.label), labels_to_regions(case.label)
+    seen = to_model_space(case, model.space)
+    inside, reference = (seen.image != 0).any(0).numpy(), labels_to_regions(seen.label[0].numpy())
+    row = {'case': case.id, 'missing': missing}
+    for number, region in enumerate(REGIONS):
+        p, t = found[number], true[number]
+        scored = t.sum() > (ET_VOXELS if region == 'ET' else 0)
+        certain = prediction.probabilities[number].numpy()[inside]
+        row[region] = {'dice': round(overlap(p, t)['dice'], 4) if scored else None, 'missed': bool(scored and not (p & t).any()),
+                       'reference_ml': round(t.sum() * case.geometry.voxel_ml, 2),
+                       'predicted_ml': round(p.sum() * case.geometry.voxel_ml, 2),
+                       'ece': round(reliability(certain, reference[number][inside]).error, 5)}
+    return row
+
+
+def summary(rows: Sequence[dict]) -> dict:
+    "Mean Dice by region over the cases that are scored, how many these are, misses, mean calibration error."
+    out = {}
+    for region in REGIONS:
+        scored = [r[region] for r in rows if r[region]['dice'] is not None]
+        out[region] = {'dice': round(float(np.mean([s['dice'] for s in scored])), 4), 'cases': len(scored),
+                       'missed': sum(s['missed'] for s in scored),
+                       'ece': round(float(np.mean([r[region]['ece'] for r in rows])), 5)}
+    return out
+
+
+def finetune(out: Path, settings: dict, studies: Sequence[Study], name: str, start: str) -> Path:
+    "On real and simulated patches, from the pre-trained weights or from random ones."
+    config = config_of(settings, out / name, 'finetune')
+    whole = {**settings, 'stream': {**settings['stream'], 'first': settings['finetune_pool'], 'patches': 10**9}}
+    weights = weights_of(out / 'pretrain' / 'checkpoints' / 'last.ckpt') if start == 'pretrained' else None
+    provenance = {'schema': 'msd', 'start': start, 'real_cases': [s.id for s in studies]}
+    return train(config, StarterData(config, whole, out, studies), provenance, weights)
+
+
+def series(out: Path, data: Path, settings: dict, start: str) -> Path:
+    "Scores of one series: simulation (nothing real), or fine-tuned with each case held out, from either start."
+    studies, rows = real_studies(data, settings['real']['cases']), []
+    path = out / f'{start}.json'
+    for held in studies:
+        checkpoint = out / 'pretrain' / 'checkpoints' / 'last.ckpt'
+        if start != 'simulation':
+            checkpoint = finetune(out, settings, [s for s in studies if s.id != held.id], f'{start}/{held.id}', start)
+        model, case = load_model(checkpoint), read_case(held)
+        rows += [score(model, case, missing) for missing in ('', *(MODALITIES if start != 'random' else ()))]
+        print(json.dumps([r for r in rows if r['case'] == held.id and not r['missing']]), flush=True)
+    means = {m or 'all': summary([r for r in rows if r['missing'] == m]) for m in dict.fromkeys(r['missing'] for r in rows)}
+    facts = {'series': start, 'settings': settings, 'generator': GENERATOR, 'versions': {'torch': torch.__version__},
+             'mean_with_missing': means, 'cases': rows}
+    path.write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    print(json.dumps(means['all']), flush=True)
+    return path
+
+
+def change(out: Path, data: Path, settings: dict, name: str) -> Path:
+    "What a change of the generator brings: training goes on from the same weights on other phantoms, scored on the real cases."
+    arms = settings['changes']
+    config = config_of(settings, out / 'changes' / name, 'finetune')
+    steps = {'max_steps': arms['steps'], 'val_every_steps': arms['steps']}
+    config = replace(config, trainer=replace(config.trainer, **steps))
+    stream = {**settings['stream'], 'patches': arms['patches'], 'population': arms['populations'][name]}
+    whole = {**settings, 'stream': stream}
+    weights = weights_of(out / 'pretrain' / 'checkpoints' / 'last.ckpt')
+    model = load_model(train(config, StarterData(config, whole, out), {'schema': 'msd', 'change': name}, weights))
+    rows = [score(model, read_case(study)) for study in real_studies(data, settings['real']['cases'])]
+    path = out / 'changes' / f'{name}.json'
+    path.write_text(json.dumps({'population': arms['populations'][name], 'mean': summary(rows), 'cases': rows}, indent=1), encoding='utf-8')
+    print(json.dumps(summary(rows)), flush=True)
+    return path
+
+
+def pictures(out: Path, data: Path, settings: dict) -> Path:
+    "The two worst real cases, each above a phantom of the population made to resemble it: sequences, reference, prediction."
+    results = json.loads((RESULTS / 'starter.json').read_text(encoding='utf-8'))['pretrained']['cases']
+    whole = sorted((r for r in results if not r['missing']), key=lambda r: r['WT']['dice'] + r['TC']['dice'])
+    studies = {s.id: s for s in real_studies(data, settings['real']['cases'])}
+    populations = [build(Population, p) for p in settings['changes']['populations'].values() if p]
+    rows = []
+    for row, (population, seed) in zip(sorted(whole[:2], key=lambda r: r['case']), zip(populations, settings['changes']['shown'])):
+        rows.append((read_case(studies[row['case']]), out / 'pretrained' / row['case']))
+        rows.append((make_phantom(seed, population=population), out / 'pretrain'))
+    figure, axes = plt.subplots(len(rows), 6, figsize=(12, 2.25 * len(rows)), facecolor='white')
+    for line, (case, run) in zip(axes, rows):
+        label = predict_case(load_model(run / 'checkpoints' / 'last.ckpt'), case, 'cpu').label
+        draw_row(line, case, label)
+    figure.tight_layout(pad=0.3)
+    path = HERE.parent / 'nbs' / 'images' / 'starter_failures.png'
+    figure.savefig(path, dpi=70)
+    return path
+
+
+def draw_row(axes: Sequence, case: Case, label: np.ndarray) -> None:
+    "Four sequences, the reference and a prediction over FLAIR, in the axial slice with most tumour."
+    case, label = to_ras(case, label)
+    at = int((case.label > 0).sum((0, 1)).argmax())
+    x, y = (slice(a.min(), a.max() + 1) for a in np.nonzero(case.brain.any(2)))
+    colours = np.array([(0, 0, 0, 0), *(to_rgba(LABEL_PALETTE[k], 0.6) for k in (1, 2, 3))])
+    shown = [*zip(MODALITIES, case.image, [None] * 4), ('reference', case.image[0], case.label), ('found', case.image[0], label)]
+    for axis, (name, image, over) in zip(axes, shown):
+        cut = image[x, y, at].T
+        axis.imshow(cut, cmap='gray', origin='lower', vmin=0, vmax=np.percentile(image[image > 0], 99.7))
+        if over is not None:
+            axis.imshow(colours[over[x, y, at].T], origin='lower', interpolation='nearest')
+        axis.set_title(name if name != 'FLAIR' else f'{case.id}: FLAIR', fontsize=8)
+        axis.axis('off')
+
+
+def to_ras(case: Case, label: np.ndarray) -> tuple[Case, np.ndarray]:
+    "Case and prediction with axes to the right, front and top."
+    turn = nib.io_orientation(case.geometry.affine)
+    move = lambda volume: nib.orientations.apply_orientation(volume, turn)
+    return replace(case, image=np.stack([move(v) for v in case.image]), label=move(case.label)), move(label)
+
+
+# ---- the model that is shipped
+
+LICENCE = 'weights: CC BY-SA 4.0 (trained on data under CC BY-SA 4.0 and CC BY 4.0)'
+ATTRIBUTION = [
+    'Medical Segmentation Decathlon, Task01_BrainTumour, CC BY-SA 4.0: Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9',
+    'RSNA-ASNR-MICCAI BraTS 2021, CC BY 4.0: Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015, doi:10.1109/TMI.2014.2377694; '
+    'The Cancer Imaging Archive, doi:10.7937/jc8x-9874',
+    'Phantoms: MNI152 atlas, ICBM (Fonov et al. 2011), as shipped with nilearn']
+
+
+def ship(out: Path, data: Path, settings: dict) -> Path:
+    "Fine-tune on every real case, export, and write the card from the measured series."
+    studies = real_studies(data, settings['real']['cases'])
+    split = make_split(studies, n_folds=1)
+    files = sorted(f['sha256'] for c in split.cases.values() for f in c['files'].values())
+    checkpoint = finetune(out, settings, studies, 'all', 'pretrained')
+    content = load_checkpoint(checkpoint)
+    about = {**description(content, checkpoint), 'split_sha256': split.digest, 'data_sha256': sha256(''.join(files).encode()).hexdigest(),
+             'origin': {'made_by': 'benchmarks/starter.py', 'settings': settings, 'generator': GENERATOR, 'licence': LICENCE,
+                        'attribution': ATTRIBUTION}}
+    marked = save_checkpoint({**content, KEY: about}, out / 'starter.ckpt')
+    path = export_model(marked, STARTER)
+    path.with_suffix('.md').write_text(card(settings), encoding='utf-8')
+    return path
+
+
+def collect(out: Path, settings: dict) -> Path:
+    "The three series in one file of results."
+    found = {name: json.loads((out / f'{name}.json').read_text(encoding='utf-8')) for name in SERIES}
+    for series in found.values():
+        series.pop('settings')
+    path = RESULTS / 'starter.json'
+    changes = {name: json.loads((out / 'changes' / f'{name}.json').read_text(encoding='utf-8'))
+               for name in settings['changes']['populations'] if (out / 'changes' / f'{name}.json').is_file()}
+    path.write_text(json.dumps({'settings': settings, **found, 'changes': changes}, indent=1) + '\n', encoding='utf-8')
+    return path
+
+
+def cells(values: Iterable) -> str:
+    "A row of a Markdown table."
+    return '| ' + ' | '.join(str(v) for v in values) + ' |'
+
+
+def means_table(results: dict) -> list[str]:
+    "Mean Dice of the series, with the bars that were set."
+    rows = [cells(('trained on', 'cases', *(f'{r} ({n})' for r, n in zip(REGIONS, (7, 7, 4))), 'misses', 'ECE of WT / TC / ET')), '|---|---|---|---|---|---|---|']
+    for name, text in SERIES.items():
+        m = results[name]['mean_with_missing']['all']
+        rows.append(cells((text, m['WT']['cases'], *(f'{m[r]["dice"]:.3f}' for r in REGIONS), sum(m[r]['missed'] for r in REGIONS),
+                           ' / '.join(f'{m[r]["ece"]:.3f}' for r in REGIONS))))
+    return rows
+
+
+def cases_table(rows: Sequence[dict]) -> list[str]:
+    "Dice and volumes of each case."
+    out = [cells(('case', *(f'{r} Dice' for r in REGIONS), *(f'{r} mL, found / reference' for r in REGIONS))), '|---' * 7 + '|']
+    for row in (r for r in rows if not r['missing']):
+        out.append(cells((row['case'], *('not scored' if row[r]['dice'] is None else f'{row[r]["dice"]:.3f}' for r in REGIONS),
+                          *(f'{row[r]["predicted_ml"]:.1f} / {row[r]["reference_ml"]:.1f}' for r in REGIONS))))
+    return out
+
+
+def missing_table(results: dict) -> list[str]:
+    "Mean Dice with each sequence missing."
+    out = [cells(('series', 'missing', *REGIONS)), '|---' * 5 + '|']
+    for name in ('simulation', 'pretrained'):
+        for missing, m in results[name]['mean_with_missing'].items():
+            out.append(cells((SERIES[name], 'nothing' if missing == 'all' else missing, *(f'{m[r]["dice"]:.3f}' for r in REGIONS))))
+    return out
+
+
+def card(settings: dict) -> str:
+    "The model card, from the settings and the stored results."
+    results = json.loads((RESULTS / 'starter.json').read_text(encoding='utf-8'))
+    steps, more = settings['run']['trainer']['max_steps'], settings['finetune']['trainer']['max_steps']
+    seen = settings['stream']['first'] + steps * settings['run']['data']['batch_size'] // settings['stream']['patches']
+    text = (HERE / 'starter_card.md').read_text(encoding='utf-8')
+    values = {'phantoms': seen, 'steps': steps, 'finetune_steps': more, 'means': means_table(results),
+              'cases': cases_table(results['pretrained']['cases']), 'simulation_cases': cases_table(results['simulation']['cases']),
+              'missing': missing_table(results), 'attribution': [f'- {a}' for a in ATTRIBUTION], 'licence': LICENCE}
+    for name, value in values.items():
+        text = text.replace('{' + name + '}', '\n'.join(value) if isinstance(value, list) else str(value))
+    return text
+
+
+def make_ahead(out: Path, settings: dict, n: int) -> None:
+    "Make phantoms of the stream before training asks for them; for a second process."
+    space = build(Space, settings['run']['space'])
+    for part, count in (('Ts', settings['stream']['held']), ('Tr', n)):
+        cases = Stream(out / 'stream', space, part, count)
+        for number in range(count):
+            cases[number]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('command', choices=('stream', 'pretrain', 'simulation', 'pretrained', 'random', 'change', 'collect', 'ship', 'pictures'))
+    parser.add_argument('--out', type=Path, required=True, help='folder for runs and phantoms')
+    parser.add_argument('--data', type=Path, help='folder with msd/ and brats2021/')
+    parser.add_argument('--settings', type=Path, default=HERE / 'starter.yaml')
+    parser.add_argument('--n', type=int, default=400, help='phantoms to make ahead')
+    parser.add_argument('--name', default='as before', help='change: which of the populations in the settings')
+    parser.add_argument('--threads', type=int, default=1, help='of the training process')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = settings_of(args.settings)
+    if args.command == 'stream':
+        make_ahead(args.out, settings, args.n)
+    elif args.command == 'pretrain':
+        print(pretrain(args.out, settings))
+    elif args.command == 'change':
+        print(change(args.out, args.data, settings, args.name))
+    elif args.command == 'collect':
+        print(collect(args.out, settings))
+    elif args.command == 'pictures':
+        print(pictures(args.out, args.data, settings))
+    elif args.command == 'ship':
+        print(ship(args.out, args.data, settings))
+    else:
+        print(series(args.out, args.data, settings, args.command))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,117 @@
+"The starter model, as it comes with the package: found, used, described, and true to the stored results."
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from neuroseg3d.checkpoint import STARTER, load_model
+from neuroseg3d.cli import main
+from neuroseg3d.core import MODALITIES, REGIONS, labels_to_regions
+from neuroseg3d.metrics import overlap
+from neuroseg3d.phantom import Population, make_phantom, write_cohort
+from neuroseg3d.transforms import Space
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = json.loads((ROOT / 'benchmarks' / 'results' / 'starter.json').read_text(encoding='utf-8'))
+
+
+@pytest.fixture(scope='module')
+def script():
+    "benchmarks/starter.py as a module."
+    spec = importlib.util.spec_from_file_location('starter_script', ROOT / 'benchmarks' / 'starter.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['starter_script'] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def cohort(tmp_path_factory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp('patients') / 'cohort', 1, seed=77, spacing_mm=3, workers=1, progress=False)
+
+
+def test_infer_needs_no_checkpoint(cohort, tmp_path, capsys):
+    (image,), (label,) = cohort.glob('imagesTr/*.nii.gz'), cohort.glob('labelsTr/*.nii.gz')
+    assert main(['infer', '--input_image', str(image), '--output_dir', str(tmp_path)]) == 0
+    found = np.asarray(nib.load(tmp_path / 'PHANTOM_001.nii.gz').dataobj)
+    truth = np.asarray(nib.load(label).dataobj)
+    dice = [overlap(p, t)['dice'] for p, t in zip(labels_to_regions(found), labels_to_regions(truth))]
+    assert dice[0] > 0.7 and dice[1] > 0.5, dice
+    assert 'WT' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('missing', MODALITIES)
+def test_a_sequence_may_be_missing(missing, cohort, tmp_path, recwarn):
+    (image,) = cohort.glob('imagesTr/*.nii.gz')
+    volume = nib.load(image)
+    given = []
+    for channel, name in enumerate(MODALITIES):
+        if name != missing:
+            path = tmp_path / f'{name}.nii.gz'
+            nib.save(nib.Nifti1Image(np.asarray(volume.dataobj[..., channel]), volume.affine), path)
+            given.append(f'{name}={path}')
+    assert main(['infer', '--input_image', *given, '--output_dir', str(tmp_path / 'out'), '--allow_missing']) == 0
+    (written,) = (tmp_path / 'out').glob('*.nii.gz')
+    assert set(np.unique(np.asarray(nib.load(written).dataobj))) <= {0, 1, 2, 3}
+    assert any('has seen such cases in training' in str(w.message) for w in recwarn)
+
+
+def test_model_command_lists_and_prints_the_card(capsys):
+    assert main(['model']) == 0
+    listed = capsys.readouterr().out
+    assert 'starter: FLAIR, T1w, T1gd, T2w at 2 x 2 x 2 mm' in listed and 'CC BY-SA 4.0' in listed
+    assert main(['model', 'starter']) == 0
+    card = capsys.readouterr().out
+    assert 'not a medical device' in card and 'trained on all seven' in card and '{' not in card
+    for series in ('simulation', 'pretrained', 'random'):  # what the card says is what was measured
+        for region in REGIONS:
+            assert f'{RESULTS[series]["mean_with_missing"]["all"][region]["dice"]:.3f}' in card
+    assert main(['model', 'stater']) == 2
+
+
+def test_facts_travel_with_the_weights():
+    facts = json.loads(STARTER.with_suffix('.json').read_text(encoding='utf-8'))
+    about = load_model().descriptions[0]
+    assert STARTER.stat().st_size < 10e6
+    assert about['origin'] == facts['origin'] and about['config']['augment']['modality_dropout_p'] > 0
+    assert facts['normalisation']['spacing_mm'] == [2.0, 2.0, 2.0] and facts['labels']['3'] == 'enhancing tumour' or facts['labels']['3']
+    assert len(facts['data_sha256']) == len(facts['split_sha256']) == 64
+    assert 'CC BY-SA 4.0' in facts['origin']['licence'] and any('BraTS 2021' in a for a in facts['origin']['attribution'])
+    assert facts['origin']['settings']['run'] == yaml.safe_load((ROOT / 'benchmarks' / 'starter.yaml').read_text())['run']
+
+
+@pytest.mark.parametrize('series', ['simulation', 'pretrained', 'random'])
+def test_means_are_those_of_the_cases(series, script):
+    rows = [r for r in RESULTS[series]['cases'] if not r['missing']]
+    assert len(rows) == 7 and sum(r['ET']['dice'] is not None for r in rows) == 4
+    assert script.summary(rows) == RESULTS[series]['mean_with_missing']['all']
+
+
+def test_stream_is_a_function_of_the_step(script, tmp_path):
+    settings = {'stream': {'first': 2, 'patches': 4, 'held': 1}, 'run': {
+        'data': {'patch_size': 16}, 'space': {'spacing_mm': 8.0}, 'model': {'preset': 'tiny'}, 'trainer': {}}}
+    patches = []
+    for folder in ('a', 'b'):
+        config = script.config_of(settings, tmp_path / 'run', 'pretrain')
+        stream = script.Stream(tmp_path / folder, Space((8.0, 8.0, 8.0)), 'Tr', 100)
+        dataset = script.StreamPatches(stream, settings['stream'], config, seed=0)
+        assert [dataset.case_number(i) for i in (0, 4, 8)] == [1, 2, 3]  # the newest, whenever there is a new one
+        assert max(dataset.case_number(i) for i in range(9)) == 3
+        patches.append([dataset[i] for i in ((0, 5) if folder == 'a' else (5, 0))])
+    for one, other in zip(patches[0], patches[1][::-1]):
+        assert torch.equal(one['image'], other['image']) and torch.equal(one['label'], other['label'])
+
+
+def test_populations_change_what_they_say():
+    usual, other = make_phantom(3, 6), make_phantom(3, 6, population=Population(cut=1.0))
+    assert other.brain.sum() < 0.98 * usual.brain.sum() and not (other.brain & ~usual.brain).any()
+    assert np.array_equal(make_phantom(3, 6, population=Population()).image, usual.image)
