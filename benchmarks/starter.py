@@ -317,7 +317,7 @@ def pictures(out: Path, data: Path, settings: dict) -> Path:
         draw_row(line, case, label)
     figure.tight_layout(pad=0.3)
     path = HERE.parent / 'nbs' / 'images' / 'starter_failures.png'
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=60)
     return path
 
 
