@@ -65,7 +65,7 @@ class Data:
     batch_size: int = 2  # patches a step, of all devices together; 0: from the GPU's memory
     foreground_fraction: float = 0.5  # share of patches that are centred on a tumour voxel, each label alike
     cache: Literal['auto', 'ram', 'disk'] = 'auto'  # where cases in model space are kept: auto (by the memory there is), ram, disk
-    loader: Literal['auto', 'process', 'thread', 'none'] = 'auto'  # who makes patches: auto (by cores and /dev/shm), process, thread, none
+    loader: Literal['auto', 'process', 'thread', 'none'] = 'auto'  # who makes patches: auto (threads), process, thread, none
     workers: int = -1  # how many of them; -1: by cores
 
     def __post_init__(self):
@@ -502,15 +502,15 @@ def _plan_cache(data: Data, machine: Machine, need_gb: float) -> tuple[str, str]
 def _plan_loader(data: Data, machine: Machine, batch_gb: float) -> tuple[str, int, str]:
     "Who makes patches, how many of them, and why."
     workers = data.workers if data.workers >= 0 else min(8, max(1, machine.cores - (machine.gpus == 0)))
-    need_gb = 2 * batch_gb * (2 * workers + 1)  # two batches under way a worker, one at hand; and as much again
-    room = machine.shm_gb >= need_gb and sys.platform == 'linux'
-    loader = data.loader if data.loader != 'auto' else 'process' if room else 'thread'
+    loader = 'thread' if data.loader == 'auto' else data.loader
     if workers == 0 or loader == 'none':
         return 'none', 0, 'patches are made by the training process itself'
-    if data.loader == 'auto' and not room:
-        return loader, workers, (f'patches are made by {workers} thread(s): worker processes would need '
-                                 f'{need_gb * 1000:.0f} MB of /dev/shm')
-    return loader, workers, f'patches are made by {workers} {"worker process(es)" if loader == "process" else "thread(s)"}'
+    if loader == 'thread':
+        return loader, workers, f'patches are made by {workers} thread(s)'
+    need_gb = 2 * batch_gb * (2 * workers + 1)  # two batches under way a worker, one at hand; and as much again
+    warning = '' if machine.shm_gb >= need_gb else (f'; they need some {need_gb * 1000:.0f} MB of /dev/shm, which has '
+                                                    f'{machine.shm_gb * 1000:.0f}: expect a bus error, or take --data.loader thread')
+    return loader, workers, f'patches are made by {workers} worker process(es), as configured{warning}'
 
 
 def plan_machine(
@@ -857,9 +857,9 @@ def make_loader(
     if plan.loader == 'thread':
         return ThreadLoader(dataset, sampler, plan.workers, pin_memory=plan.pin_memory)
     workers = plan.workers if plan.loader == 'process' else 0
-    context = 'fork' if workers and sys.platform == 'linux' else None  # a cache in RAM is shared, not copied
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=plan.pin_memory,
-                      multiprocessing_context=context, generator=torch.Generator().manual_seed(0))
+                      multiprocessing_context='spawn' if workers else None,  # never fork: see the machine plan
+                      generator=torch.Generator().manual_seed(0))
 
 # %% ../nbs/06_data.ipynb #8182a35e
 class SegmentationData(pl.LightningDataModule):
