@@ -834,13 +834,20 @@ button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:poin
 .chip{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px}
 .strip{display:block;width:100%;max-width:860px;height:auto;margin:0 0 8px}
 .flags{margin:0 0 4px;padding:0;list-style:none;font-size:14px}.flags li::before{content:"\\26A0\\FE0E";margin-right:8px;color:#c77700}
+nav{position:sticky;top:0;z-index:9;display:flex;flex-wrap:wrap;gap:4px 18px;padding:10px 0;margin:0 0 18px;font-size:14px;
+background:var(--page);border-bottom:1px solid var(--line)}
+section{scroll-margin-top:28px}.small{font-size:13px;margin-top:10px}
+.filter{display:flex;flex-wrap:wrap;gap:10px;align-items:center;font-size:14px;margin:0 0 12px}
+.filter input,.filter select{font:inherit;color:inherit;background:var(--card);border:1px solid var(--line);border-radius:6px;padding:4px 8px}
+.filter input[type=number]{width:6em}
+.cards{display:grid;grid-template-columns:1fr 1fr;gap:20px 28px}.cards figure{margin:0}
 .pair{display:grid;grid-template-columns:minmax(0,1.05fr) minmax(0,1fr);gap:36px;align-items:start}
 .pair>div{padding-top:22px}
 .mesh .plot{height:420px;border:1px solid var(--line);border-radius:8px;background:var(--card);display:grid;place-items:center;overflow:hidden}
 .mesh .plot>div{width:100%}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:5px 18px;font-size:14px;margin:26px 0 0}dt{color:var(--quiet)}
 dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:820px){.pair{grid-template-columns:1fr;gap:0}main{padding:32px 18px}}
+@media(max-width:820px){.pair,.cards{grid-template-columns:1fr;gap:0}main{padding:32px 18px}}
 @media print{section{break-before:page}.plot{display:none}}
 '''
 
