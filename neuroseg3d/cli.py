@@ -166,16 +166,43 @@ def _windows(stored, config_dir, overrides):
 
 # %% ../nbs/16_cli.ipynb #6d68eacc
 def _evaluate(args, overrides) -> int:
-    from neuroseg3d.evaluate import evaluate, summary_table
-    _, summary = evaluate(args.pred, args.ref, args.output_dir, args.pred_schema, args.ref_schema, args.empty)
+    from neuroseg3d.evaluate import compare, comparison_table, evaluate, summary_table
+    options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
+               'fold': args.fold, 'allow_training': args.allow_training}
+    rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options)
     print(summary_table(summary))
+    if args.compare:
+        other, _ = evaluate(args.compare, args.ref, Path(args.output_dir) / 'compared', **options)
+        print(f'\nfirst: {args.compare}, second: {args.pred}')
+        print(comparison_table(compare(other, rows)))
     print(f'{Path(args.output_dir) / "metrics.csv"}')
     return 0
 
 
+def _calibrate(args, overrides) -> int:
+    from neuroseg3d.core import REGIONS
+    from neuroseg3d.uncertainty import calibrate_model
+    from neuroseg3d.windows import FLIPS
+    flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
+    found = calibrate_model(args.ckpt_path, args.data, args.split, args.alpha, flips, args.device, say=print)
+    for n, region in enumerate(REGIONS):
+        print(f'{region}: temperature {found.temperature[n]:.2f}, calibration error {found.ece_before[n]:.4f} -> {found.ece_after[n]:.4f}, '
+              f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}')
+    if found.quantile[0] == float('inf'):
+        print(f'{found.n_cases} validation cases are too few for {1 - args.alpha:.0%} volume intervals: there will be none')
+    print(f'stored in {args.ckpt_path[0]}')
+    return 0
+
+
 def _report(args, overrides) -> int:
+    from neuroseg3d.casepage import command_line
+    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.models import resolve_models
     from neuroseg3d.report import report_cohort
-    print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema))
+    model = load_model(resolve_models(args.ckpt_path)) if args.ckpt_path else None
+    made = {'command': command_line(['neuroseg3d', *args.words])}
+    print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema, args.title,
+                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution))
     return 0
 
 
@@ -214,6 +241,7 @@ def _checks(made: Path) -> list[str]:
     checks = {name: about['sanity_check'] for name, about in methods.items()}
     return [f'  {name}: rank correlation with random weights {"none" if c["similarity"] is None else format(c["similarity"], ".2f")}: '
             f'{words[c["passed"]]}' for name, c in checks.items()]
+
 
 
 # %% ../nbs/16_cli.ipynb #8eb1961f
@@ -287,6 +315,18 @@ def _add_model_commands(commands) -> None:
     tune.add_argument('--data', required=True, help='the cohort with its references')
     tune.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
     tune.add_argument('--ckpt_path', nargs='*', help='checkpoints to store the rules in; `infer` then follows them')
+
+
+def _add_review_commands(commands) -> None:
+    calibrate = _command(commands, 'calibrate', _calibrate, 'Fit temperatures and volume intervals on cases that were held out',
+                         'neuroseg3d calibrate --ckpt_path checkpoints/best.ckpt --data cohort/')
+    calibrate.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or those of an ensemble; the first keeps the result')
+    calibrate.add_argument('--data', required=True, help='cohort with references; cases that the model was trained on are left out')
+    calibrate.add_argument('--split', help="split file of the model's run (default: looked for beside the checkpoint and in the cohort)")
+    calibrate.add_argument('--alpha', type=float, default=0.1, help='share of volumes that may lie outside their interval (default 0.1)')
+    calibrate.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),
+                           help='for use with these mirrored copies, as in infer')
+    calibrate.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     evaluate = _command(commands, 'evaluate', _evaluate, 'Score label maps against references',
                         'neuroseg3d evaluate --pred predictions/ --ref data/Task01_BrainTumour --output_dir runs/scores')
     report = _command(commands, 'report', _report, 'Write an HTML report of predictions',
@@ -296,9 +336,16 @@ def _add_model_commands(commands) -> None:
         parser.add_argument('--output_dir', required=True)
         parser.add_argument('--pred_schema', help='label schema of the predictions (default: what the files say)')
         parser.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
+        parser.add_argument('--compare', metavar='PRED', help='label maps of another model for the same cases: paired comparison')
+        parser.add_argument('--split', help="split file of the model's run (default: looked for in the cohort)")
+        parser.add_argument('--allow_training', action='store_true', help='accept cases that the model was trained on')
+    evaluate.add_argument('--fold', type=int, help='fold that was held out (default: what the manifest beside the predictions says)')
     evaluate.add_argument('--ref', required=True, help='label map(s): a file, a folder, or a cohort')
     evaluate.add_argument('--empty', choices=('brats', 'nan'), default='brats', help='policy for empty masks')
     report.add_argument('--data', required=True, help='the cohort that was segmented, in any supported layout')
+    report.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help='the model that made them: adds uncertainty and attribution')
+    report.add_argument('--no_attribution', action='store_true', help='with a model: leave out the 16 predictions that attribution takes')
+    report.add_argument('--title', default='Segmentation report', help='at the head of the page')
 
 
 def _add_explain_command(commands) -> None:
@@ -336,6 +383,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)
     _add_model_commands(commands)
+    _add_review_commands(commands)
     _add_explain_command(commands)
     return parser
 
@@ -353,6 +401,7 @@ def main(
         overrides = parse_overrides(rest, options)
         if overrides and not args.overridable:
             _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
+        args.words = argv
         return args.run(args, overrides)
     except KeyboardInterrupt:
         print('neuroseg3d: interrupted', file=sys.stderr)
