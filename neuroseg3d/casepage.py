@@ -32,12 +32,13 @@ from .figures import show_confusion, show_lesions
 from .infer import rules_of
 from .metrics import voxel_confusion
 from .uncertainty import show_uncertainty
-from .viz import (ENTROPY, PALETTE, Picture, chart, embed, error_paint, mesh_figure, page_head, page_tail, show_distances,
-                            show_errors, show_planes)
+from .viz import (ENTROPY, PALETTE, Picture, embed, error_paint, mesh_figure, page_head, page_tail, show_distances, show_errors,
+                            show_planes)
+from .xai import Shapley
 
 # %% auto #0
-__all__ = ['CaseResult', 'quality_flags', 'ReportOptions', 'show_attribution', 'ModelCard', 'versions', 'command_line',
-           'case_html', 'write_case', 'write_page']
+__all__ = ['CaseResult', 'quality_flags', 'ReportOptions', 'ModelCard', 'versions', 'command_line', 'case_html', 'write_case',
+           'write_page']
 
 # %% ../nbs/13a_casepage.ipynb #a1b93063
 @dataclass
@@ -52,7 +53,7 @@ class CaseResult:
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # total, aleatoric, epistemic entropy of WT -> bits (X, Y, Z)
     intervals_ml: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # region -> interval of its volume
     expected_dice: Mapping[str, float] = field(default_factory=dict)  # region -> Dice that the model expects
-    attribution: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # region -> sequence -> Shapley value
+    attribution: Shapley | None = None  # of `xai.shapley_values`
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of this case: hashes of its inputs, ...
 
     def __post_init__(self):
@@ -257,30 +258,14 @@ def _doubt(result: CaseResult, options: ReportOptions) -> str:
                    'wrong.</p>')
 
 # %% ../nbs/13a_casepage.ipynb #b4bc3dfa
-def show_attribution(
-    attribution: Mapping[str, Mapping[str, float]],  # region -> sequence -> Shapley value, mL
-) -> Picture:
-    "A bar a sequence, a panel a region."
-    figure, axes = chart([f'{r}: share of each sequence' for r in attribution], (9.0, 1.9))
-    for ax, (region, values) in zip(axes, attribution.items()):
-        ax.barh(range(len(values)), list(values.values()), color=PALETTE[region], height=0.6)
-        ax.axvline(0, color='#7b828c', linewidth=0.8)
-        ax.set(yticks=range(len(values)), xlabel='Shapley value, mL')
-        ax.set_yticklabels(list(values))
-        ax.invert_yaxis()
-        ax.grid(axis='x', color='#7b828c', alpha=0.2, linewidth=0.6)
-        ax.grid(visible=False, axis='y')
-    return figure
-
-
 def _attribution(result: CaseResult) -> str:
-    "The figure and what it does not show; nothing without an explanation."
-    if not result.attribution:
+    "The figure and its limits; nothing without an explanation."
+    found = result.attribution
+    if found is None:
         return ''
-    return _figure(show_attribution(result.attribution), f'{result.case.id}: attribution to sequences', 'Shapley values over the 16 subsets '
-                   'of the four sequences; they add up to the difference between all sequences and none.', True) + (
-        '<p class="quiet small">They say what this model used, not what is in the tissue, and depend on the baseline that stands for a '
-        'missing sequence.</p>')
+    return _figure(found.figure, f'{result.case.id}: attribution to sequences', 'Exact Shapley values over the 16 subsets of the four '
+                   'sequences: they add up to the difference between all of them and none.', True) + (
+        f'<p class="quiet small">{escape(found.limits)}</p>')
 
 # %% ../nbs/13a_casepage.ipynb #29b82389
 def _mesh(result: CaseResult, options: ReportOptions) -> str:

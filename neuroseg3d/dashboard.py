@@ -25,13 +25,13 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
+from .casepage import CaseResult, write_case
 from .checkpoint import load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError
 from .evaluate import find_labels
 from .infer import Prediction, predict_case
 from .metrics import overlap, score_case
 from .nifti import find_cases, read_case, read_label
-from .report import CaseResult, write_report
 from .transforms import to_native
 from .viz import (ENTROPY, ERRORS, PALETTE, PLANES, View, cut, error_map, error_paint, largest_slices, make_view,
                             mesh_figure)
@@ -684,7 +684,7 @@ class Dashboard:
         if prediction is None:
             raise InputError(f'case {case.id} has no prediction to report; segment it first')
         rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=case.id) if case.label is not None else []
-        return write_report([CaseResult(case, prediction, rows)], self.output_dir / f'{case.id}.html', case.id)
+        return write_case(CaseResult(case, prediction, rows), self.output_dir / f'{case.id}.html')
 
     def segment(self) -> None:
         "Segment the case that is shown, in a thread of its own."

@@ -27,6 +27,7 @@ from .metrics import MEASURES, normalise_confusion, score_case, summarise, voxel
 from .nifti import Study, find_cases, read_case, read_label
 from .uncertainty import assess_case, coin_entropy, expected_dice
 from .viz import page_head, page_tail, show_planes
+from .xai import shapley_values
 
 # %% auto #0
 __all__ = ['CohortRow', 'in_order', 'cohort_html', 'write_report', 'read_results', 'report_cohort']
@@ -60,7 +61,7 @@ def _row(result: CaseResult, page: str) -> CohortRow:
     confusion = np.zeros((2, 4, 4), np.int64)
     if result.reference is not None:
         confusion = np.stack([voxel_confusion(result.prediction, result.reference, mask, None) for mask in (None, result.case.brain)])
-    picture = show_planes(result.case, result.prediction, result.reference, width_in=5.5, dpi=90)
+    picture = show_planes(result.case, result.prediction, result.reference, dpi=64)
     flags = len(quality_flags(result.case, result.prediction)) + len(result.notes)
     return CohortRow(result.case.id, page, flags, list(result.rows), {r: result.volume_ml(r) for r in REGIONS},
                      {r: ends for r in REGIONS if (ends := result.interval(r))},
@@ -256,6 +257,7 @@ def read_results(
     pred_schema: str | None = None,  # label schema of the predictions; None: what the files say
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
     model: Model | None = None,  # the model that made them, to say how sure it is
+    attribute: bool = True,  # with a model: also which sequence drove which region, 16 predictions a case
 ) -> Iterator[CaseResult]:
     "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
     predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all')}
@@ -272,7 +274,7 @@ def read_results(
         spacing, entry = case.geometry.spacing_mm, manifest.get(name, {})
         rows = score_case(prediction, case.label, spacing, case=name) if case.label is not None else []
         result = CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
-        yield _with_model(result, model) if model else _with_files(result, file.path)
+        yield _with_model(result, model, attribute) if model else _with_files(result, file.path)
 
 
 def _made(entry: Mapping) -> dict:
@@ -296,7 +298,7 @@ def _with_files(result: CaseResult, path: Path) -> CaseResult:
     return result
 
 
-def _with_model(result: CaseResult, model: Model) -> CaseResult:
+def _with_model(result: CaseResult, model: Model, attribute: bool) -> CaseResult:
     "A result with what its model says about its own sureness; another label map than the one on disk is a remark."
     found = assess_case(model, result.case)
     members = len(model.networks) * len(model.windows.flips)
@@ -305,7 +307,8 @@ def _with_model(result: CaseResult, model: Model) -> CaseResult:
     if not np.array_equal(found.label, result.prediction):
         notes.append('uncertainty is that of the model given, whose label map differs from the one reported')
     return replace(result, entropy={r: found.native_map(r) for r in REGIONS}, parts=parts, intervals_ml=found.intervals_ml,
-                   expected_dice=found.expected_dice, notes=notes)
+                   expected_dice=found.expected_dice, notes=notes,
+                   attribution=shapley_values(model, found.model_case) if attribute else None)
 
 # %% ../nbs/14_report.ipynb #9e07f161
 def _cards(pred: str | Path, model: Model | None) -> ModelCard | None:
@@ -341,6 +344,7 @@ def report_cohort(
     compare_with: str | Path | None = None,  # predictions of another model for the same cases
     split: str | Path | None = None,  # split file of the model's run; None looks for it in the cohort
     allow_training: bool = False,  # report cases that the model was trained on as well
+    attribute: bool = True,  # with a model: also which sequence drove which region
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
     warned = _trained_warning(pred, data, split, allow_training)
@@ -349,5 +353,5 @@ def report_cohort(
         results = read_results(compare_with, data, pred_schema, ref_schema)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
-    results = read_results(pred, data, pred_schema, ref_schema, model)
+    results = read_results(pred, data, pred_schema, ref_schema, model, attribute)
     return write_report(results, path, title, made, card=_cards(pred, model), other=other, warnings=warned)

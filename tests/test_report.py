@@ -1,4 +1,4 @@
-"The report opens in a real browser without a network and without an error, and its meshes are drawn."
+"The report opens in a real browser without a network and without an error; tables sort and filter, meshes are drawn and coloured."
 import tracemalloc
 
 import numpy as np
@@ -6,7 +6,9 @@ import pytest
 from browser import Browser, describe, find_chromium
 
 from neuroseg3d.core import Case, Geometry
-from neuroseg3d.report import CaseResult, ReportOptions, write_report
+from neuroseg3d.casepage import CaseResult, ReportOptions
+from neuroseg3d.metrics import score_case
+from neuroseg3d.report import write_report
 
 SMALL = ReportOptions(width_in=5, dpi=40, mesh_faces=300, mesh_grid_mm=8)
 
@@ -22,55 +24,80 @@ def toy(n=0, size=40):
 def results(n, size=40):
     for i in range(n):
         case = toy(i, size)
-        rows = [{'name': r, 'dice': 0.5 + i / 10, 'hd95_mm': 3.0 - i} for r in ('WT', 'TC', 'ET')]
-        yield CaseResult(case, np.roll(case.label, 1, 0), rows)
+        prediction = np.roll(case.label, 1, 0)
+        rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=case.id)
+        for row in rows:
+            row['dice'] = 0.5 + i / 10
+        yield CaseResult(case, prediction, rows)
 
 
-LOOK = """(async () => {
+LOOK_CASE = """(async () => {
   const wait = async (condition) => {
     for (let i = 0; i < 200 && !condition(); i++) await new Promise(r => setTimeout(r, 100));
     return Boolean(condition());
   };
-  const plots = [...document.querySelectorAll('.plot')], drawn = [], first = () => document.querySelector('.cohort tbody a').textContent;
-  for (const plot of plots) {
-    plot.scrollIntoView({behavior: 'instant'});
-    drawn.push(await wait(() => plot.querySelector('canvas') && plot.querySelector('.js-plotly-plot')._fullLayout.scene));
-  }
-  const traces = plots.at(-1).querySelector('.js-plotly-plot').data.length;
+  const place = document.querySelector('.plot'), plot = () => place.querySelector('.js-plotly-plot');
+  place.scrollIntoView({behavior: 'instant'});
+  const drawn = await wait(() => place.querySelector('canvas') && plot()._fullLayout.scene);
+  const traces = plot().data.length, button = [...place.querySelectorAll('.updatemenu-button')].find(b => b.textContent.includes('signed'));
+  button.dispatchEvent(new MouseEvent('click', {bubbles: true}));
+  const painted = await wait(() => plot().data[0].intensity && plot().data[0].intensity.length === plot()._fullData[0].x.length);
   window.scrollTo({top: 0, behavior: 'instant'});
-  const given_back = await wait(() => !plots.at(-1).querySelector('canvas'));
-  const dice = [...document.querySelectorAll('.cohort thead tr:last-child button')][4], order = [first()];
-  dice.click(); order.push(first()); dice.click(); order.push(first());
+  const given_back = await wait(() => !place.querySelector('canvas'));
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  return {drawn, traces, given_back, order, wide, dark: matchMedia('(prefers-color-scheme: dark)').matches};
+  return {drawn, traces, painted, given_back, wide};
+})()"""
+
+LOOK_COHORT = """(async () => {
+  const names = () => [...document.querySelectorAll('.cohort tbody tr:not([hidden]) a')].map(a => a.textContent), order = [names()[0]];
+  const dice = [...document.querySelectorAll('.cohort thead tr:last-child button')][4];
+  dice.click(); order.push(names()[0]); dice.click(); order.push(names()[0]);
+  const set = (id, value) => { const e = document.getElementById(id); e.value = value; e.dispatchEvent(new Event('input')); };
+  set('words', '<3'); const named = names(); set('words', '');
+  set('column', '4'); set('bound', '0.75'); const high = names().length; set('sign', '-1'); const low = names().length;
+  const count = document.getElementById('count').textContent;
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  return {order, named, high, low, count, wide};
 })()"""
 
 
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    "A cohort's page with four pages of cases."
+    return write_report(results(4), tmp_path_factory.mktemp('report') / 'index.html', 'A <b>', {'command': 'x > y'}, SMALL)
+
+
 @pytest.mark.skipif(find_chromium() is None, reason='no Chromium installed: the report was not opened in a browser')
-def test_opens_in_a_browser(tmp_path):
-    page = write_report(results(6), tmp_path / 'index.html', options=SMALL)
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_opens_in_a_browser(written, scheme):
     with Browser() as browser:
-        visit = browser.visit(page.as_uri())
-        seen = browser.evaluate(LOOK)
-        errors = [describe(e) for e in browser.events if describe(e)]
-    assert visit.errors == [] and errors == []
-    assert all(r.startswith(('file:', 'data:')) for r in visit.requests)
-    assert seen['drawn'] == [True] * 6 and seen['traces'] == 8  # three regions, three references, brain, letters
-    assert seen['given_back']  # a mesh far away gives its WebGL context back
-    assert seen['order'] == ['case <0>', 'case <0>', 'case <5>']  # as written, by rising Dice, by falling Dice
-    assert seen['wide'] <= 0
+        browser.call('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
+        seen = {}
+        for name, address, script in (('cohort', written, LOOK_COHORT), ('case', written.parent / 'cases' / 'case_2.html', LOOK_CASE)):
+            visit = browser.visit(address.as_uri())
+            seen[name] = browser.evaluate(script)
+            assert visit.errors == [] and [describe(e) for e in browser.events if describe(e)] == []
+            assert all(r.startswith(('file:', 'data:')) for r in visit.requests)
+            assert seen[name]['wide'] <= 0
+            assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == {
+                'light': 'rgb(251, 251, 250)', 'dark': 'rgb(17, 19, 22)'}[scheme]
+    case, cohort = seen['case'], seen['cohort']
+    assert case['drawn'] and case['traces'] == 8  # three regions, three references, brain, letters
+    assert case['painted'] and case['given_back']  # a mesh far away gives its WebGL context back
+    assert cohort['order'] == ['case <0>', 'case <0>', 'case <3>']  # worst first, by rising Dice, by falling Dice
+    assert cohort['named'] == ['case <3>'] and cohort['high'] == 1 and cohort['low'] == 3 and cohort['count'] == '3 of 4'
 
 
 def test_memory_is_that_of_one_case(tmp_path):
     def peak(n):
         tracemalloc.start()
-        write_report(results(n), tmp_path / f'{n}.html', options=SMALL)
+        write_report(results(n), tmp_path / f'{n}' / 'index.html', options=SMALL)
         value = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return value
 
     peak(1)  # what is imported and cached the first time
-    assert peak(6) < 1.5 * peak(2)
+    assert peak(3) < 1.5 * peak(1)
 
 
 def test_a_failure_leaves_the_old_report(tmp_path):
@@ -83,9 +110,10 @@ def test_a_failure_leaves_the_old_report(tmp_path):
 
     with pytest.raises(RuntimeError, match='power cut'):
         write_report(broken(), page, options=SMALL)
-    assert page.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['index.html']
+    assert page.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['cases', 'index.html']
 
 
-def test_text_is_escaped(tmp_path):
-    text = write_report(results(2), tmp_path / 'r.html', 'A <b>', {'command': 'x > y'}, SMALL).read_text()
+def test_text_is_escaped(written):
+    text = written.read_text()
     assert 'case &lt;0&gt;' in text and '<h1>A &lt;b&gt;</h1>' in text and 'x &gt; y' in text and 'case <0>' not in text
+    assert 'case &lt;0&gt;' in (written.parent / 'cases' / 'case_0.html').read_text()
