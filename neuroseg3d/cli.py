@@ -75,7 +75,8 @@ def _eda(args, overrides) -> int:
 def _train(args, overrides) -> int:
     from neuroseg3d.config import load_config
     from neuroseg3d.train import Config, cpu_has_bf16, fit
-    config = load_config(Config, args.config_dir, overrides)
+    short = {'logger.kind': args.logger, 'data.fold': args.fold}
+    config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
     print(f'best checkpoint: {fit(config, args.ckpt_path, args.resume)}')
     return 0
 
@@ -295,6 +296,8 @@ def _add_model_commands(commands) -> None:
     train.add_argument('--config_dir', help='folder with *_config.yaml (default: the built-in defaults)')
     train.add_argument('--ckpt_path', help='checkpoint to resume from')
     train.add_argument('--resume', choices=('never', 'auto'), default='never', help='auto: continue the run in the output folder')
+    train.add_argument('--logger', choices=('csv', 'tensorboard', 'wandb', 'none'), help='where metrics go (short for --logger.kind)')
+    train.add_argument('--fold', metavar='K', help='fold that is held out for validation (short for --data.fold)')
     infer = _command(commands, 'infer', _infer, 'Segment a case or a cohort',
                      'neuroseg3d infer --input_image case/ --output_dir predictions/')
     infer.set_defaults(overridable=True)

@@ -32,7 +32,8 @@ from .core import REGIONS, InputError, regions_to_labels
 from .data import Data, SegmentationData, save_split
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
-from .tracking import LoggerConfig, make_logger, run_id_of, tracking_callbacks
+from .processes import device_layout, gather, is_first_process
+from .tracking import LoggerConfig, make_loggers, tracking_callbacks
 from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows, predict_probabilities
@@ -176,7 +177,7 @@ class SegmentationTask(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         image = batch['image'].contiguous(memory_format=torch.channels_last_3d)
         loss = self.loss(self.forward_network(image), batch['label'])
-        self.log('train/loss', loss, prog_bar=True, batch_size=len(image))
+        self.log('train/loss', loss, prog_bar=True, batch_size=len(image), sync_dist=True)
         return loss
 
     def optimizer_step(self, *args, **kwargs):
@@ -189,16 +190,18 @@ class SegmentationTask(pl.LightningModule):
         regions = get_targets(self.config.loss.targets).regions
         self._rows += score_case(prediction, batch['label'][0, 0].cpu().numpy(), spacing, structures=regions,
                                  case=batch['case_id'][0])
+        return {'prediction': torch.from_numpy(prediction)}
 
     def on_validation_epoch_end(self):
-        rows, self._rows = self._rows, []
-        if self.trainer.sanity_checking or not rows:
+        found, self._rows = gather(self._rows), []
+        if self.trainer.sanity_checking or not found:
             return
+        rows = list({(r['case'], r['name']): r for r in sorted(found, key=lambda r: r['case'])}.values())  # each case once
         for region in get_targets(self.config.loss.targets).regions:
             of_region = [r for r in rows if r['name'] == region]
-            self.log(f'val/dice_{region}', float(np.mean([r['dice'] for r in of_region])), sync_dist=True)
-            self.log(f'val/hd95_mm_{region}', float(np.mean([r['hd95_mm'] for r in of_region])), sync_dist=True)
-        self.log('val/dice', float(np.mean([r['dice'] for r in rows])), prog_bar=True, sync_dist=True)
+            self.log(f'val/dice_{region}', float(np.mean([r['dice'] for r in of_region])))
+            self.log(f'val/hd95_mm_{region}', float(np.mean([r['hd95_mm'] for r in of_region])))
+        self.log('val/dice', float(np.mean([r['dice'] for r in rows])), prog_bar=True)
 
     @property
     def averaged(self) -> UNet:
@@ -390,16 +393,17 @@ def make_trainer(
     "The Lightning trainer of a run."
     t = config.trainer
     progress, bar = progress_callbacks()
-    logger = make_logger(config.logger, output_dir, to_dict(config), run_id_of(stored or {}))
+    loggers = make_loggers(config.logger, output_dir, to_dict(config), stored)
+    devices, num_nodes = device_layout(t.devices, t.num_nodes)
     checkpoints = Checkpoints(output_dir / 'checkpoints', t.checkpoint_every_steps, t.keep_best)
     on_cpu = t.accelerator == 'cpu' or not torch.cuda.is_available()
     return pl.Trainer(
         max_steps=t.max_steps, val_check_interval=t.validation_interval * t.accumulate, check_val_every_n_epoch=None,
         accumulate_grad_batches=t.accumulate, gradient_clip_val=config.optim.clip_norm, num_sanity_val_steps=0,
-        precision=choose_precision(t.precision, t.accelerator), accelerator=t.accelerator, devices=t.devices,
-        num_nodes=t.num_nodes, strategy='auto' if t.devices == 1 and t.num_nodes == 1 else 'ddp',
+        precision=choose_precision(t.precision, t.accelerator), accelerator=t.accelerator, devices=devices,
+        num_nodes=num_nodes, strategy='auto' if (devices, num_nodes) == (1, 1) else 'ddp',
         deterministic=(True if on_cpu else 'warn') if t.deterministic else None, use_distributed_sampler=False,
-        callbacks=[*progress, checkpoints, *tracking_callbacks(logger)], logger=logger,
+        callbacks=[*progress, checkpoints, *tracking_callbacks(config.logger, loggers, checkpoints.folder)], logger=loggers,
         plugins=[SafeCheckpointIO()], enable_checkpointing=False, enable_progress_bar=bar, enable_model_summary=False,
         log_every_n_steps=10, default_root_dir=output_dir)
 
@@ -412,7 +416,7 @@ def _quiet_lightning():
     with warnings.catch_warnings():
         for message in ('.*does not have many workers.*', '.*dataloader is not resumable.*', '.*treespec.*',
                         '.*number of training batches.*', '.*LeafSpec.*', '.*found in eval mode.*',
-                        '.*lr_scheduler.step.*', '.*epoch parameter in.*'):
+                        '.*lr_scheduler.step.*', '.*epoch parameter in.*', '.*sync_dist=True.*'):
             warnings.filterwarnings('ignore', message=message)
         for name in names:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -485,7 +489,8 @@ def fit(
             if verbose:
                 print(f'{start}: the run is finished ({done} of {total} steps)')
             return best_checkpoint(start.parent)
-    _write_settings(config, data, output_dir)
+    if is_first_process():
+        _write_settings(config, data, output_dir)
     pl.seed_everything(config.trainer.seed, verbose=False)
     task = SegmentationTask(config, provenance)
     if verbose and config.data.n_folds == 1:
