@@ -127,6 +127,12 @@ def _postprocess(args, overrides) -> int:
     return 0
 
 
+def _export(args, overrides) -> int:
+    from neuroseg3d.checkpoint import export_model, find_model
+    print(export_model(find_model(args.ckpt_path), args.output_path))
+    return 0
+
+
 def _model(args, overrides) -> int:
     from neuroseg3d.models import installed_model, installed_models
     if args.name:
@@ -309,6 +315,10 @@ def _add_model_commands(commands) -> None:
     infer.add_argument('--schema', help="label schema to write (default: the input cohort's, else msd)")
     infer.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     _add_infer_options(infer)
+    export = _command(commands, 'export', _export, 'Write the model of a checkpoint for inference: safetensors and JSON',
+                      'neuroseg3d export --ckpt_path checkpoints/best.ckpt --output_path model.safetensors')
+    export.add_argument('--ckpt_path', required=True, help='a checkpoint, or the folder of a run')
+    export.add_argument('--output_path', required=True, help='file ending in .safetensors; the JSON beside it gets the same name')
     model = _command(commands, 'model', _model, 'List the models that are installed, or print the card of one',
                      'neuroseg3d model starter')
     model.add_argument('name', nargs='?', help='whose card to print')

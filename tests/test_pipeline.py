@@ -130,6 +130,17 @@ def test_evaluate_and_report(work):
     assert 'not a medical device' in page and 'http://' not in page.replace('http://www.w3.org', '')
 
 
+def test_exported_model_gives_the_same_labels(work):
+    study = sorted((work / 'cohort' / 'imagesTs').glob('*.nii.gz'))[0]
+    run('export', '--ckpt_path', 'run/checkpoints/best.ckpt', '--output_path', 'model.safetensors', cwd=work)
+    assert (work / 'model.json').is_file()
+    for name, model in (('of checkpoint', 'run/checkpoints/best.ckpt'), ('of export', 'model.safetensors')):
+        run('infer', '--ckpt_path', model, '--input_image', study, '--output_dir', name, cwd=work)
+    maps = [np.asarray(nib.load(work / n / study.name).dataobj) for n in ('of checkpoint', 'of export')]
+    assert np.array_equal(*maps) and maps[0].any()
+    assert 'ends in .safetensors' in run('export', '--ckpt_path', 'run', '--output_path', 'model.pt', cwd=work, code=2).stderr
+
+
 def test_mistakes_end_in_one_line(work):
     for words, message in {
         ('infer', '--ckpt_path', 'absent.ckpt', '--input_image', 'cohort/imagesTs', '--output_dir', 'o'): 'no such checkpoint',

@@ -285,7 +285,8 @@ print('modules', *sorted(m for m in sys.modules if '.' not in m))
 """)
     text, modules = loaded.rsplit('modules', 1)
     assert not set(modules.split()) & set(HEAVY), 'help must not wait for heavy imports'
-    for command in ('demo', 'phantom', 'download', 'eda', 'train', 'infer', 'evaluate', 'explain', 'report'):
+    for command in ('demo', 'phantom', 'download', 'eda', 'train', 'infer', 'export', 'model', 'evaluate', 'calibrate', 'explain',
+                    'report'):
         assert re.search(rf'\b{command}\b', text), f'--help does not mention {command}'
 
 
