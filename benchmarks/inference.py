@@ -1,6 +1,7 @@
 """This library against the stock MONAI recipe, with the same weights, on one real case: seconds, peak memory and the Dice between the outputs.
 
-    python benchmarks/inference.py --ckpt_path runs/base/checkpoints/best.ckpt --input_image CASE --output_dir /tmp/bench
+    python benchmarks/inference.py --input_image CASE --output_dir runs/bench                          # the starter model
+    python benchmarks/inference.py --ckpt_path best.ckpt --input_image CASE --output_dir runs/bench    # another
 
 Five pairs of processes, one after the other, alternating, on one machine. Each process measures itself: what it needed from
 its start to the end (whole process), from reading to the written file (in process), and its peak memory. The medians go into
@@ -114,7 +115,7 @@ def dice_between(folder: Path, a: str, b: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--ckpt_path', required=True)
+    parser.add_argument('--ckpt_path', default='starter', help='checkpoint or exported model (default: the starter model)')
     parser.add_argument('--input_image', nargs='+', required=True, help='4-D file, or four files in the order of MODALITIES')
     parser.add_argument('--output_dir', required=True)
     parser.add_argument('--pairs', type=int, default=5)
@@ -123,6 +124,9 @@ def main() -> None:
     parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument('--change', default='{}', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.ckpt_path == 'starter':
+        from neuroseg3d.checkpoint import STARTER
+        args.ckpt_path = str(STARTER)
     if args.child:
         return child(args)
     runs = {v: [] for v in VARIANTS}
@@ -141,6 +145,14 @@ def _steps(args) -> dict:
     return {name: measure(args, 'ours', change)['in_process_s'] for name, change in changes.items()}
 
 
+def model_of(path: str) -> str:
+    "What a model is, in words."
+    from neuroseg3d.checkpoint import load_model
+    model = load_model(path)
+    size = sum(p.numel() for p in model.networks[0].parameters()) / 1e6
+    return f'{Path(path).stem} ({size:.1f} million weights, {" x ".join(f"{s:g}" for s in model.space.spacing_mm)} mm)'
+
+
 def write(args, runs: dict, steps: dict) -> None:
     "Medians, ratios and Dice as JSON and as a page."
     folder = Path(args.output_dir)
@@ -148,14 +160,14 @@ def write(args, runs: dict, steps: dict) -> None:
     ratios = {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in ('ours', 'fast')}
     agreement = {v: dice_between(folder, v, 'recipe') for v in ('ours', 'fast')} | {'fast_to_ours': dice_between(folder, 'fast', 'ours')}
     voxels = {r: int(m.sum()) for r, m in zip(('WT', 'TC', 'ET'), regions_of(folder, 'ours'))}
-    content = {'case': Path(args.input_image[0]).name, 'threads': args.threads, 'pairs': len(runs['recipe']), 'medians': medians,
+    content = {'case': Path(args.input_image[0]).name, 'model': model_of(args.ckpt_path), 'threads': args.threads, 'pairs': len(runs['recipe']), 'medians': medians,
                'ratios': ratios, 'dice_to_recipe': agreement, 'voxels': voxels, 'in_process_s_with': steps,
                'load_average': os.getloadavg(), 'processor': platform.processor() or platform.machine(), 'runs': runs}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / 'inference.json').write_text(json.dumps(content, indent=1) + '\n')
     pairs = len(runs['recipe'])
     lines = ['# Inference beside the stock MONAI recipe', '',
-             f'One real case (240×240×155×4), base preset, the same weights, {args.threads} threads on CPU; medians of '
+             f'One real case, {content["model"]}, the same weights, {args.threads} threads on CPU; medians of '
              f'{pairs} processes each, alternating. Written by `benchmarks/inference.py`.', '',
              '| | whole process, s | in process, s | peak memory, MB | Dice to the recipe WT / TC / ET |', '|---|---|---|---|---|']
     for v in VARIANTS:
