@@ -52,7 +52,7 @@ test: .venv/installed-dev
 	@echo "== documentation"
 	@$(BIN)/python tools/docs.py
 	@echo "== pytest"
-	@$(BIN)/python -m pytest tests
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 tests
 
 docs: .venv/installed-dev
 	@$(BIN)/python tools/docs.py

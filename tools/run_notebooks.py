@@ -32,7 +32,7 @@ def run(path: Path) -> tuple[Path, subprocess.CompletedProcess, float]:
 
 
 def main(names: list[str]) -> int:
-    paths = [NBS / f'{Path(n).stem}.ipynb' for n in names] or sorted(NBS.glob('*.ipynb'))
+    paths = [NBS / f'{Path(n).stem}.ipynb' for n in names] or sorted(NBS.glob('*.ipynb'), reverse=True)  # the tutorials, which take longest, first
     missing = [p.name for p in paths if not p.exists()]
     if missing or not paths:
         print(f'no such notebook: {", ".join(missing) or NBS}', file=sys.stderr)
