@@ -8,16 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
-from neuroseg3d.checkpoint import KEY, Model, describe, load_model, save_checkpoint
-from neuroseg3d.config import to_dict
+from neuroseg3d.checkpoint import Model, load_model
 from neuroseg3d.evaluate import evaluate
 from neuroseg3d.infer import infer_file
 from neuroseg3d.nifti import find_cases, find_study
-from neuroseg3d.transforms import Space
-from neuroseg3d.unet import UNet, UNetConfig
-from neuroseg3d.windows import Windows
 
 REAL = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data'
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f'no real cases at {REAL.name}/ beside the project')
@@ -28,15 +23,9 @@ def studies():
 
 
 @pytest.fixture(scope='module')
-def model(tmp_path_factory) -> Model:
-    "An untrained network at 4 mm: what is tested here is everything around it."
-    torch.manual_seed(0)
-    settings = UNetConfig(preset='tiny')
-    config = {'model': to_dict(settings), 'space': to_dict(Space((4.0, 4.0, 4.0))), 'infer': to_dict(Windows()),
-              'loss': {'targets': 'regions'}, 'optim': {'ema_decay': 0.0}}
-    weights = {f'network.{k}': v for k, v in UNet(settings).state_dict().items()}
-    path = tmp_path_factory.mktemp('model') / 'untrained.ckpt'
-    return load_model(save_checkpoint({'state_dict': weights, KEY: describe(config, {'schema': 'msd'})}, path))
+def model() -> Model:
+    "The model that comes with the package."
+    return load_model()
 
 
 FIELDS = ('qform_code', 'sform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z',
@@ -63,6 +52,7 @@ def test_label_map_lies_on_the_patients_own_grid(study, model, tmp_path):
     rows, _ = evaluate(tmp_path / f'{study.id}.nii.gz', reference, tmp_path / 'scores', ref_schema=ref_schema
                        or study.schema)
     assert {r['name'] for r in rows} >= {'WT', 'TC', 'ET'}
+    assert next(r for r in rows if r['name'] == 'WT')['missed'] == 0, 'the tumour was not found at all'
     assert (tmp_path / 'scores' / 'metrics.csv').is_file() and (tmp_path / 'scores' / 'summary.json').is_file()
 
 
