@@ -74,10 +74,13 @@ def _eda(args, overrides) -> int:
 
 def _train(args, overrides) -> int:
     from neuroseg3d.config import load_config
+    from neuroseg3d.processes import is_first_process
     from neuroseg3d.train import Config, cpu_has_bf16, fit
     short = {'logger.kind': args.logger, 'data.fold': args.fold}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
-    print(f'best checkpoint: {fit(config, args.ckpt_path, args.resume)}')
+    best = fit(config, args.ckpt_path, args.resume)
+    if is_first_process():
+        print(f'best checkpoint: {best}')
     return 0
 
 # %% ../nbs/16_cli.ipynb #6807c28a
@@ -432,3 +435,8 @@ def main(
 
 def _subparser(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
     return next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[command]
+
+# %% ../nbs/16_cli.ipynb #b2b98309
+#| eval: false
+if __name__ == '__main__':
+    sys.exit(main())

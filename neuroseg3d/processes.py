@@ -5,12 +5,15 @@
 # %% ../nbs/00b_processes.ipynb #a098a1f8
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from .core import InputError
@@ -18,8 +21,8 @@ from .core import InputError
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'Place', 'launched', 'is_first_process', 'device_layout', 'share', 'gather', 'run_while_parent_lives',
-           'start_attached']
+__all__ = ['T', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'joined', 'device_layout', 'share',
+           'gather', 'run_while_parent_lives', 'start_attached']
 
 # %% ../nbs/00b_processes.ipynb #bed2ae83
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Place:
     world_size: int = 1  # processes
     local_rank: int = 0  # on this machine
     num_nodes: int = 1  # machines
+    launcher: str = ''  # 'torchrun' or 'srun'; empty where nobody has started it
 
     @property
     def devices(self) -> int:
@@ -43,10 +47,10 @@ def launched(
     env = os.environ if environment is None else environment
     if 'RANK' in env and 'WORLD_SIZE' in env:
         world, local = int(env['WORLD_SIZE']), int(env.get('LOCAL_RANK', 0))
-        return Place(int(env['RANK']), world, local, world // int(env.get('LOCAL_WORLD_SIZE', world)))
+        return Place(int(env['RANK']), world, local, world // int(env.get('LOCAL_WORLD_SIZE', world)), 'torchrun')
     if 'SLURM_STEP_NUM_TASKS' in env and 'SLURM_PROCID' in env:
         return Place(int(env['SLURM_PROCID']), int(env['SLURM_STEP_NUM_TASKS']), int(env.get('SLURM_LOCALID', 0)),
-                     int(env.get('SLURM_STEP_NUM_NODES', 1)))
+                     int(env.get('SLURM_STEP_NUM_NODES', 1)), 'srun')
     return Place()
 
 
@@ -54,6 +58,47 @@ def is_first_process() -> bool:
     "Whether this is the process that writes; also true of the only one."
     lightning = [int(os.environ.get(k, 0)) for k in ('LOCAL_RANK', 'NODE_RANK')]  # of a process that Lightning has started
     return launched().rank == 0 if launched().world_size > 1 else not any(lightning)
+
+# %% ../nbs/00b_processes.ipynb #38af0aff
+def meeting_place(
+    environment: Mapping[str, str] | None = None,  # None: that of this process
+) -> dict[str, str]:  # variables to set; empty where srun has started nothing
+    "srun's variables as those that torchrun would have set."
+    env = os.environ if environment is None else environment
+    place = launched(env)
+    if place.launcher != 'srun' or place.world_size == 1:
+        return {}
+    if place.devices * place.num_nodes != place.world_size:
+        raise InputError(f'srun has started {place.world_size} processes on {place.num_nodes} machines; expected as many on each: '
+                         'use --ntasks-per-node')
+    nodes = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_JOB_NODELIST') or '127.0.0.1'
+    port = 15_000 + (64 * int(env.get('SLURM_JOB_ID', 0)) + int(env.get('SLURM_STEP_ID', 0))) % 17_000
+    return {'RANK': str(place.rank), 'WORLD_SIZE': str(place.world_size), 'LOCAL_RANK': str(place.local_rank),
+            'LOCAL_WORLD_SIZE': str(place.devices), 'GROUP_RANK': env.get('SLURM_NODEID', str(place.rank // place.devices)),
+            'MASTER_ADDR': env.get('MASTER_ADDR', first_machine(nodes)), 'MASTER_PORT': env.get('MASTER_PORT', str(port))}
+
+
+def first_machine(
+    nodes: str,  # as SLURM writes them: 'gpu-a[07-09,12],gpu-b1'
+) -> str:
+    "The first of a list of machines."
+    return re.sub(r'\[([^],-]+)[^]]*\]', r'\1', nodes).split(',')[0]
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Place]:
+    "Meet the other processes that a launcher has started, so that `gather` gathers; alone, nothing happens."
+    import torch.distributed as dist
+    place = launched()
+    if place.world_size == 1 or dist.is_initialized():
+        yield place
+        return
+    os.environ.update(meeting_place())
+    dist.init_process_group('gloo', timeout=timedelta(days=30))  # one may be done with its share long before another
+    try:
+        yield place
+    finally:
+        dist.destroy_process_group()
 
 # %% ../nbs/00b_processes.ipynb #e8e03bef
 def device_layout(
@@ -63,12 +108,23 @@ def device_layout(
 ) -> tuple[int | str, int]:  # devices and num_nodes for Lightning
     "Processes a machine, and machines."
     place = place or launched()
-    if place.world_size == 1 or (devices, num_nodes) == (place.devices, place.num_nodes):
+    if not place.launcher or place.launcher == 'srun' and place.world_size == 1:
+        return _own_layout(devices, num_nodes)
+    if (devices, num_nodes) == (place.devices, place.num_nodes):
         return devices, num_nodes
     if (devices, num_nodes) in ((1, 1), ('auto', 1), ('auto', place.num_nodes)):
         return place.devices, place.num_nodes
     raise InputError(f'found trainer.devices {devices} and trainer.num_nodes {num_nodes}, but the launcher has started '
                      f'{place.devices} processes on each of {place.num_nodes} machines; leave the settings out or make them agree')
+
+
+def _own_layout(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
+    "Processes that nobody has started yet: this machine's can be, those of other machines cannot."
+    told = [k for k in ('MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK') if k in os.environ]
+    if num_nodes > 1 and len(told) < 3:
+        raise InputError(f'found trainer.num_nodes {num_nodes}, but nobody has started a process on the other machines; run the '
+                         'command by torchrun or srun, or on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set')
+    return devices, num_nodes
 
 # %% ../nbs/00b_processes.ipynb #0d0c2063
 def share(

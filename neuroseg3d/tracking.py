@@ -47,6 +47,7 @@ class LoggerConfig:
     project: str = 'neuroseg3d'  # W&B project
     name: str | None = None  # name of the run; None lets the logger choose
     mode: Literal['auto', 'online', 'offline'] = 'auto'  # W&B: auto and online upload where credentials are found
+    every_steps: int = 10  # optimiser steps between two rows of numbers
     figures: int = 2  # validation cases, the first ones, that are drawn after each validation (W&B, TensorBoard)
     models: bool = True  # W&B: keep the model as a versioned artifact, with the aliases latest and best
     upload_wait_s: float = 60.0  # W&B: how long the end of a run waits for the upload

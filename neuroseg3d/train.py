@@ -21,6 +21,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.optim.swa_utils import AveragedModel
@@ -32,7 +33,7 @@ from .core import REGIONS, InputError, regions_to_labels
 from .data import Data, SegmentationData, save_split
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
-from .processes import device_layout, gather, is_first_process
+from .processes import device_layout, gather, is_first_process, launched, meeting_place
 from .tracking import LoggerConfig, make_loggers, tracking_callbacks
 from .transforms import Space
 from .unet import UNet, UNetConfig
@@ -40,9 +41,9 @@ from .windows import Windows, predict_probabilities
 
 # %% auto #0
 __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'SegmentationTask',
-           'SafeCheckpointIO', 'Checkpoints', 'ProgressLines', 'progress_callbacks', 'choose_precision', 'cpu_has_bf16',
-           'resume_point', 'check_same_run', 'make_trainer', 'RunData', 'open_data', 'provenance_of', 'fit',
-           'best_checkpoint']
+           'SafeCheckpointIO', 'Checkpoints', 'ProgressLines', 'progress_callbacks', 'enter_processes',
+           'choose_precision', 'cpu_has_bf16', 'resume_point', 'check_same_run', 'make_trainer', 'RunData', 'open_data',
+           'provenance_of', 'fit', 'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -263,9 +264,9 @@ class Checkpoints(Callback):
         is_best = score is not None and self._enter(float(score), step)
         self.save_last(trainer)
         if is_best:
-            self._link(self.path_of(step))
+            self._link(trainer, self.path_of(step))
         if self.best and self.best[0][1] == step:
-            self._link(self.folder / 'best.ckpt')
+            self._link(trainer, self.folder / 'best.ckpt')
         self._remove_others(trainer)
 
     def path_of(self, step: int) -> Path:
@@ -285,8 +286,8 @@ class Checkpoints(Callback):
         entered, self.best = (score, step) in ranked, ranked
         return entered
 
-    def _link(self, path: Path) -> None:
-        if (self.folder / 'last.ckpt').is_file():
+    def _link(self, trainer, path: Path) -> None:
+        if trainer.is_global_zero and (self.folder / 'last.ckpt').is_file():
             _hard_link(self.folder / 'last.ckpt', path)
 
     def _remove_others(self, trainer) -> None:
@@ -328,6 +329,31 @@ def progress_callbacks() -> tuple[list[Callback], bool]:
     "Callbacks for progress, and whether Lightning's bar is shown."
     interactive = sys.stderr.isatty()
     return ([TQDMProgressBar(refresh_rate=5)] if interactive else [ProgressLines()]), interactive
+
+# %% ../nbs/10_train.ipynb #cc43e6d5
+def enter_processes(
+    config: Config,  # of the run
+) -> tuple[int, int]:  # processes a machine, and machines
+    "How many processes train together; what cannot work is an error before anything is written."
+    t, batch = config.trainer, config.data.batch_size
+    devices, num_nodes = device_layout(t.devices, t.num_nodes)
+    if devices == 'auto':
+        devices = max(1, torch.cuda.device_count()) if t.accelerator in ('auto', 'gpu') else 1
+    together = devices * num_nodes
+    if together > 1 and not launched().launcher and hasattr(sys, 'ps1'):
+        raise InputError(f'found {together} processes asked for in a notebook, which cannot be one of them; '
+                         'neuroseg3d.devices.launch(config) starts them as a script')
+    if batch % together:
+        raise InputError(f'data.batch_size: found {batch}, expected a multiple of the {together} processes that share it')
+    os.environ.update(meeting_place() or {'LOCAL_WORLD_SIZE': str(devices)})  # the machine plan divides by it
+    return devices, num_nodes
+
+
+def _environments() -> list:
+    "What Lightning cannot see: that srun's names were translated, or that a batch job runs one process without srun."
+    if launched().world_size > 1:
+        return [TorchElasticEnvironment()]
+    return [LightningEnvironment()] if 'SLURM_JOB_ID' in os.environ else []
 
 # %% ../nbs/10_train.ipynb #4e6d0685
 def choose_precision(
@@ -394,7 +420,7 @@ def make_trainer(
     t = config.trainer
     progress, bar = progress_callbacks()
     loggers = make_loggers(config.logger, output_dir, to_dict(config), stored)
-    devices, num_nodes = device_layout(t.devices, t.num_nodes)
+    devices, num_nodes = enter_processes(config)
     checkpoints = Checkpoints(output_dir / 'checkpoints', t.checkpoint_every_steps, t.keep_best)
     on_cpu = t.accelerator == 'cpu' or not torch.cuda.is_available()
     return pl.Trainer(
@@ -404,8 +430,8 @@ def make_trainer(
         num_nodes=num_nodes, strategy='auto' if (devices, num_nodes) == (1, 1) else 'ddp',
         deterministic=(True if on_cpu else 'warn') if t.deterministic else None, use_distributed_sampler=False,
         callbacks=[*progress, checkpoints, *tracking_callbacks(config.logger, loggers, checkpoints.folder)], logger=loggers,
-        plugins=[SafeCheckpointIO()], enable_checkpointing=False, enable_progress_bar=bar, enable_model_summary=False,
-        log_every_n_steps=10, default_root_dir=output_dir)
+        plugins=[SafeCheckpointIO(), *_environments()], enable_checkpointing=False, enable_progress_bar=bar, enable_model_summary=False,
+        log_every_n_steps=config.logger.every_steps, default_root_dir=output_dir)
 
 
 @contextlib.contextmanager
@@ -477,7 +503,8 @@ def fit(
     verbose: bool = True,  # print the machine plan and where things lie
 ) -> Path:  # the best checkpoint by validation Dice
     "Train, or go on training, to `trainer.max_steps`."
-    output_dir = Path(config.trainer.output_dir)
+    enter_processes(config)
+    output_dir, verbose = Path(config.trainer.output_dir), verbose and is_first_process()
     start = resume_point(output_dir, ckpt_path, resume)
     stored = load_checkpoint(start) if start else {'global_step': 0}
     done, total = stored['global_step'], config.trainer.max_steps
