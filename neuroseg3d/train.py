@@ -442,7 +442,7 @@ def _quiet_lightning():
     with warnings.catch_warnings():
         for message in ('.*does not have many workers.*', '.*dataloader is not resumable.*', '.*treespec.*',
                         '.*number of training batches.*', '.*LeafSpec.*', '.*found in eval mode.*',
-                        '.*lr_scheduler.step.*', '.*epoch parameter in.*', '.*sync_dist=True.*'):
+                        '.*lr_scheduler.step.*', '.*epoch parameter in.*', '.*sync_dist=True.*', '(?s).*Grad strides do not match.*'):
             warnings.filterwarnings('ignore', message=message)
         for name in names:
             logging.getLogger(name).setLevel(logging.WARNING)

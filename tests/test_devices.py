@@ -1,0 +1,178 @@
+"Several processes: the losses of one, each case validated once, one that writes, and resuming with another number of them."
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuroseg3d.cli import main
+from neuroseg3d.phantom import write_cohort
+
+STEPS = 4
+# float64: in float32 the order of a sum decides which way a leaky ReLU bends, and training enlarges such differences
+WORDS = ['train', '--data.root', 'cohort', '--data.n_folds', '2', '--data.patch_size', '16', '--data.batch_size', '2',
+         '--data.loader', 'none', '--space.spacing_mm', '6', '--model.preset', 'tiny', '--model.filters', '[4, 8, 8, 8]',
+         '--trainer.max_steps', STEPS, '--trainer.val_every_steps', '2', '--trainer.checkpoint_every_steps', '1',
+         '--trainer.accelerator', 'cpu', '--trainer.precision', '64-true', '--logger.every_steps', '1', '--optim.warmup_steps', '1']
+
+
+# ---- processes that are started as a launcher starts them
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
+
+
+def torchrun(rank: int, port: str) -> dict[str, str]:
+    return {'RANK': rank, 'WORLD_SIZE': 2, 'LOCAL_RANK': rank, 'LOCAL_WORLD_SIZE': 2, 'GROUP_RANK': 0, 'MASTER_ADDR': '127.0.0.1',
+            'MASTER_PORT': port}
+
+
+def srun(rank: int, port: str) -> dict[str, str]:
+    "What a step of two tasks on one machine finds in its environment (srun --ntasks 2)."
+    return {'SLURM_JOB_ID': port, 'SLURM_JOB_NAME': 'train', 'SLURM_NTASKS': 2, 'SLURM_NPROCS': 2, 'SLURM_NNODES': 1, 'SLURM_NODEID': 0,
+            'SLURM_PROCID': rank, 'SLURM_LOCALID': rank, 'SLURM_STEP_ID': 0, 'SLURM_STEP_NUM_TASKS': 2, 'SLURM_STEP_NUM_NODES': 1,
+            'SLURM_STEP_NODELIST': 'localhost', 'SLURM_JOB_NODELIST': 'localhost', 'SLURM_NODELIST': 'localhost'}
+
+
+def two_machines(rank: int, port: str) -> dict[str, str]:
+    "What a person sets who starts one process on each of two machines by hand."
+    return {'NODE_RANK': rank, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+
+
+def process(folder: Path, environment: dict, words: list, stop_at: int | None) -> None:
+    "The command line, which notes what it says, validates and writes, and may end without goodbye before a step."
+    os.environ.update({k: str(v) for k, v in environment.items()})
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    import neuroseg3d.train as train
+    rank = next((environment[k] for k in ('RANK', 'SLURM_PROCID', 'NODE_RANK') if k in environment), 0)
+    name = f'{words[words.index("--trainer.output_dir") + 1]}.{rank}'
+    validated, changed = [], []
+
+    class Notes(train.pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == stop_at:
+                os._exit(9)
+
+        def on_validation_batch_end(self, trainer, module, outputs, batch, *args):
+            validated.append([trainer.global_step, *batch['case_id']])
+
+    make = train.make_trainer
+
+    def noting(*args):
+        trainer = make(*args)
+        trainer.callbacks.append(Notes())
+        return trainer
+    train.make_trainer = noting
+
+    def audit(event, args):
+        writes = event in ('os.rename', 'os.link', 'os.remove', 'os.mkdir') or event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes and f'{name[:-2]}/' in f'{args[0]}/':
+            changed.append(f'{event} {args[0]}')
+    sys.addaudithook(audit)
+    with open(f'{name}.txt', 'w') as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main([str(w) for w in words])
+    Path(f'{name}.json').write_text(json.dumps({'validated': validated, 'changed': changed}))
+    sys.exit(code)
+
+
+SERVER = multiprocessing.get_context('forkserver')  # it imports once what its children, one a process, need
+SERVER.set_forkserver_preload(['neuroseg3d.train', 'neuroseg3d.cli', 'test_devices'])
+
+
+def together(folder: Path, run: str, environments: list[dict], *more: str, stop_at: int | None = None) -> list[dict]:
+    "What the processes of a run have noted."
+    words = [*WORDS, '--trainer.output_dir', run, *more]
+    children = [SERVER.Process(target=process, args=(folder, e, words, stop_at)) for e in environments]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    said = '\n'.join(f.read_text() for f in sorted(folder.glob(f'{run}.*.txt')))
+    assert [c.exitcode for c in children] == [0 if stop_at is None else 9] * len(children), said
+    return [json.loads((folder / f'{run}.{rank}.json').read_text()) for rank in range(len(children))] if stop_at is None else []
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory) -> Path:
+    "A folder with a cohort, and a run of one process."
+    folder = tmp_path_factory.mktemp('work')
+    write_cohort(folder / 'cohort', n=5, n_test=3, spacing_mm=6, workers=1, progress=False)
+    together(folder, 'one', [{}])
+    return folder
+
+
+def table(run: Path) -> list[dict[str, float]]:
+    "What a run has measured, without speed, memory and time."
+    rows = list(csv.DictReader(open(run / 'logs' / 'metrics.csv')))
+    return [{k: float(v) for k, v in r.items() if v and k.split('/')[0] in ('train', 'val') and 'per_s' not in k} for r in rows]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    "The same numbers at each step, and the same weights at the end."
+    ours, theirs = table(run), table(other)
+    assert len(ours) == len(theirs) == STEPS and sum('val/dice' in r for r in ours) == 2
+    for a, b in zip(ours, theirs):
+        assert 'train/loss' in a and a == pytest.approx(b, abs=1e-5)
+    a, b = (torch.load(r / 'checkpoints' / 'last.ckpt', weights_only=True) for r in (run, other))
+    assert a['global_step'] == b['global_step'] == STEPS and a['state_dict'].keys() == b['state_dict'].keys()
+    for key, value in a['state_dict'].items():
+        assert torch.allclose(value, b['state_dict'][key], rtol=0, atol=1e-5), key
+
+
+@pytest.fixture(scope='module')
+def two(work) -> list[dict]:
+    "What the two processes of run 'two' have noted."
+    port = free_port()
+    return together(work, 'two', [torchrun(rank, port) for rank in (0, 1)])
+
+
+def test_two_processes_do_what_one_does(work, two):
+    assert_same(work / 'two', work / 'one')
+
+
+def test_each_case_is_validated_once(work, two):
+    split = json.loads((work / 'two' / 'split.json').read_text())['cases']
+    held_out = sorted(c for c, about in split.items() if about['fold'] == 0)
+    assert len(held_out) == 3  # odd: a sampler that pads would repeat one
+    for step in (2, 4):
+        each = [[case for at, case in notes['validated'] if at == step] for notes in two]
+        assert all(each) and sorted(sum(each, [])) == held_out
+
+
+def test_one_process_writes_and_speaks(work, two):
+    first, second = two
+    assert any('last.ckpt' in c for c in first['changed']) and any('metrics.csv' in c for c in first['changed'])
+    assert second['changed'] == []
+    assert (work / 'two.1.txt').read_text() == ''
+    said = (work / 'two.0.txt').read_text()
+    assert said.count('machine plan') == said.count('best checkpoint') == said.count('step 4/4') == 1 and 'Warning' not in said
+
+
+def test_from_two_to_one(work):
+    "Two processes that srun has started are lost; one goes on."
+    port = free_port()
+    together(work, 'fewer', [srun(rank, port) for rank in (0, 1)], stop_at=3)
+    assert torch.load(work / 'fewer/checkpoints/last.ckpt', weights_only=True)['global_step'] == 3
+    together(work, 'fewer', [{}], '--resume', 'auto')
+    assert_same(work / 'fewer', work / 'one')
+
+
+def test_from_one_to_two(work):
+    "One process is lost; two go on, each on a machine of its own."
+    together(work, 'more', [{}], stop_at=3)
+    port = free_port()
+    together(work, 'more', [two_machines(rank, port) for rank in (0, 1)], '--trainer.num_nodes', '2', '--resume', 'auto')
+    assert_same(work / 'more', work / 'one')
