@@ -10,16 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .checkpoint import KEY, Model, description, load_checkpoint, save_checkpoint
 from .core import REGIONS, InputError
-from .viz import PALETTE, Picture, chart
+
+if TYPE_CHECKING:
+    from neuroseg3d.viz import Picture
 
 # %% auto #0
 __all__ = ['SCALE_FLOOR_ML', 'Reliability', 'reliability', 'apply_temperature', 'fit_temperature', 'show_reliability',
@@ -76,6 +77,7 @@ def fit_temperature(
     truth: np.ndarray,  # bool, same shape
 ) -> float:  # in [0.1, 20]
     "The temperature under which the truth is likeliest."
+    from scipy.optimize import minimize_scalar
     z = np.clip(np.asarray(p, np.float64).ravel(), 1e-7, 1 - 1e-7)
     z, sign = np.log(z / (1 - z)), np.where(np.asarray(truth, bool).ravel(), -1.0, 1.0)
 
@@ -91,6 +93,7 @@ def show_reliability(
     title: str = 'Reliability',  # of the figure
 ) -> Picture:
     "Reliability diagrams: probability against frequency, and how many voxels stand behind it."
+    from neuroseg3d.viz import PALETTE, chart
     figure, (left, right) = chart((title, 'Voxels in each bin'), (8.0, 3.2))
     left.plot([0, 1], [0, 1], color='#8b929c', linewidth=1, linestyle='--')
     for (name, d), mark in zip(diagrams.items(), 'os^vDP*X' * len(diagrams)):

@@ -20,7 +20,6 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
-from scipy.ndimage import find_objects
 
 from . import __version__
 from .calibration import Calibration, stored_calibration
@@ -50,8 +49,8 @@ class Prediction:
     @property
     def volumes_ml(self) -> dict[str, float]:
         "Volume of each region in mL."
-        voxel_ml = self.model_case.record.native.voxel_ml
-        return {r: float(np.isin(self.label, labels).sum() * voxel_ml) for r, labels in REGIONS.items()}
+        voxel_ml, count = self.model_case.record.native.voxel_ml, {i: np.count_nonzero(self.label == i) for i in REGIONS['WT']}
+        return {r: float(sum(count[i] for i in labels) * voxel_ml) for r, labels in REGIONS.items()}
 
     @property
     def intervals_ml(self) -> dict[str, tuple[float, float]]:
@@ -345,6 +344,7 @@ def tune_rules(
     schema: str | None = None,  # of the references; None: what the layout says
 ) -> tuple[Postprocess, float, float]:  # the rules, mean Dice before and after
     "Search post-processing rules on stored probabilities."
+    from scipy.ndimage import find_objects
     _check_uncalibrated(Path(probabilities_dir).parent / 'manifest.json')
     cases = []
     for study in find_cases(data, split='all', schema=schema):

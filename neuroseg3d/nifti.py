@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -394,33 +394,37 @@ def _open(path: Path) -> BinaryIO:
     return igzip.open(path) if path.name.lower().endswith('.gz') else open(path, 'rb')
 
 
-def _read_block(file: BinaryIO, size: int) -> np.ndarray:
-    "The next bytes of a file, all of them, in memory of their own."
-    raw, found = np.empty(size, dtype=np.uint8), 0
-    while found < size:
+def _fill(file: BinaryIO, raw: np.ndarray) -> np.ndarray:
+    "The next bytes of a file read into an array of bytes, as many as it has room for."
+    found = 0
+    while found < len(raw):
         more = file.readinto(raw[found:])
         if not more:
-            raise EOFError(f'found {found:,} bytes of voxels, expected {size:,}')
+            raise EOFError(f'found {found:,} bytes of voxels, expected {len(raw):,}')
         found += more
     return raw
 
 
-def _stored_volumes(path: Path, image: nib.Nifti1Image) -> Iterator[np.ndarray]:
-    "The 3-D volumes of a file as it holds them, unscaled, one at a time: a 4-D file is never in memory as a whole."
+def _stored_volumes(path: Path, image: nib.Nifti1Image, places: Sequence[np.ndarray] = ()) -> Iterator[np.ndarray]:
+    "The 3-D volumes of a file, unscaled, in `places` where those are of its type; else each goes when the next one comes."
     shape, dtype = image.shape[:3], image.get_data_dtype()
+    fitting = [p.T.reshape(-1).view(np.uint8) for p in places if p.dtype == dtype and p.flags.f_contiguous]
+    block = () if fitting else np.empty(int(np.prod(shape)) * dtype.itemsize, np.uint8)
     with _open(path) as file:
-        _read_block(file, image.dataobj.offset)
-        for _ in range(int(np.prod(image.shape[3:], dtype=int))):
-            yield _read_block(file, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape, order='F')
+        _fill(file, np.empty(image.dataobj.offset, np.uint8))
+        for number in range(int(np.prod(image.shape[3:], dtype=int))):
+            yield _fill(file, fitting[number] if fitting else block).view(dtype).reshape(shape, order='F')
         file.read(1)  # the end of a gzip member checks its sum
 
 
-def _volumes(path: Path, dtype: np.dtype | type | None = np.float32) -> Iterator[np.ndarray]:
+def _volumes(
+    path: Path, dtype: np.dtype | type | None = np.float32, places: Sequence[np.ndarray] = (),
+) -> Iterator[np.ndarray]:
     "Scaled 3-D volumes of a file; `dtype` None keeps integers that have no scaling, in their own type."
     try:
         image = nib.load(path)
         if (image.dataobj.slope, image.dataobj.inter) == (1, 0):
-            yield from _stored_volumes(path, image)
+            yield from _stored_volumes(path, image, places)
         else:
             voxels = image.get_fdata(dtype=dtype or np.float64, caching='unchanged')
             yield from np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), -1, 0)
@@ -442,13 +446,15 @@ def _read_images(
     study: Study, headers: dict[Path, nib.Nifti1Header], shape: tuple[int, int, int], allow_missing: bool,
 ) -> np.ndarray:
     "All sequences of a study as float32 (4, X, Y, Z) in the library's order; zeros for one that is not there."
-    out = np.zeros((len(MODALITIES), *shape), dtype=np.float32)
+    out = np.zeros((len(MODALITIES), *shape[::-1]), dtype=np.float32).transpose(0, 3, 2, 1)  # in memory as in the files
 
     def read(path: Path) -> None:
         modalities = [m for m, own in study.images.items() if own == path]
-        for modality, volume in zip(modalities, _volumes(path), strict=True):
-            out[MODALITIES.index(modality)] = volume
-            _check_channel(out[MODALITIES.index(modality)], modality, path, allow_missing)
+        places = [out[MODALITIES.index(m)] for m in modalities]
+        for modality, place, volume in zip(modalities, places, _volumes(path, places=places), strict=True):
+            if not np.may_share_memory(place, volume):
+                place[...] = volume
+            _check_channel(place, modality, path, allow_missing)
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # inflating releases the interpreter
         for done in [pool.submit(read, path) for path in headers]:

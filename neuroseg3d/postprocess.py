@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import ndimage
 
 from .core import REGIONS, InputError, labels_to_regions
 
@@ -37,9 +36,10 @@ def drop_small(
     min_voxels: float,  # parts with fewer go
 ) -> np.ndarray:  # bool, same shape
     "A mask without its small connected parts."
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    if min_voxels <= 1 or not boxes:
+    if min_voxels <= 1 or not mask.any():
         return mask
+    from scipy import ndimage  # needed by these rules only, and slow to import
+    boxes = ndimage.find_objects(mask.view(np.uint8))
     kept = np.zeros_like(mask)
     parts, n = ndimage.label(mask[boxes[0]], np.ones((3, 3, 3), bool))
     large = np.bincount(parts.ravel(), minlength=n + 1) >= min_voxels
@@ -55,11 +55,13 @@ def apply_rules(
 ) -> np.ndarray:  # bool (3, X, Y, Z)
     "Masks after all rules; an ET that is dropped stays in the core."
     out = np.stack([drop_small(mask, ml / voxel_ml) for mask, ml in zip(regions, rules.min_ml)])
-    out[1] |= regions[2] & ~out[2] & out[0]
+    if rules.min_ml[2]:
+        out[1] |= regions[2] & ~out[2] & out[0]
     if rules.fill_holes:
+        from scipy import ndimage
         for mask in out[:2]:
             ndimage.binary_fill_holes(mask, output=mask)
-    if out[2].sum() * voxel_ml < rules.min_et_ml:
+    if np.count_nonzero(out[2]) * voxel_ml < rules.min_et_ml:
         out[2] = False
     return out
 

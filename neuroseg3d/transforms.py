@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import nibabel as nib
@@ -223,11 +224,14 @@ def _carry(volume: torch.Tensor, steps: Sequence[Operation], mode: str = 'biline
 
 def _carry_image(image: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
     "An image taken through all steps; voxels that interpolation gave less than half of a brain voxel are zero."
-    volume = _carry(torch.from_numpy(image), steps[:2])
-    for op in steps[2:]:
-        brain = (volume != 0).any(0, keepdim=True).float()
-        volume = _resample(volume, op, 'bilinear').mul_(_resample(brain, op, 'bilinear') >= _HALF)
-    return volume
+    if not steps[2:]:
+        return _carry(torch.from_numpy(image), steps)
+    carried, brain = [], None
+    for channel in torch.from_numpy(image):
+        volume = _carry(channel[None], steps[:2])
+        brain = volume != 0 if brain is None else brain.logical_or_(volume != 0)
+        carried.append(_resample(volume, steps[2], 'bilinear'))
+    return torch.cat(carried).mul_(_resample(brain.float(), steps[2], 'bilinear') >= _HALF)
 
 
 def _carry_label(label: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
@@ -268,13 +272,15 @@ def _undo(volume: torch.Tensor, op: Operation, mode: str) -> torch.Tensor:
     return _unresample(volume, op, mode) if op['step'] == 'resample' else {'crop': _uncrop, 'turn': _unturn}[op['step']](volume, op)
 
 
-def _replay(volume: torch.Tensor, record: Record, mode: str = 'bilinear', threshold: float | None = None) -> torch.Tensor:
-    "A volume (C, x, y, z) back on the native grid; cut at `threshold` as soon as nothing is left to interpolate."
+def _check_shape(volume: torch.Tensor, record: Record) -> None:
     if tuple(volume.shape[1:]) != record.model.shape:
         raise InputError(f'volume has shape {tuple(volume.shape)}, expected (C, {", ".join(map(str, record.model.shape))})')
+
+
+def _replay(volume: torch.Tensor, record: Record, mode: str = 'bilinear') -> torch.Tensor:
+    "A volume (C, x, y, z) back on the native grid."
+    _check_shape(volume, record)
     for op in reversed(record.operations):
-        if op['step'] != 'resample' and threshold is not None:
-            volume, threshold = volume >= threshold, None
         volume = _undo(volume, op, mode)
     return volume
 
@@ -292,6 +298,39 @@ def to_native(
     return carried.numpy() if isinstance(volume, np.ndarray) else carried
 
 # %% ../nbs/05_transforms.ipynb #35310c74
+def _part(grid: Geometry, start: Sequence[int], stop: Sequence[int]) -> Geometry:
+    "A box of a grid, as a grid."
+    shift = np.eye(4)
+    shift[:3, 3] = start
+    return Geometry(tuple(int(b - a) for a, b in zip(start, stop)), grid.affine @ shift)
+
+
+def _unresample_cut(region: torch.Tensor, op: Operation, threshold: float) -> torch.Tensor:
+    "A region (1, x, y, z) interpolated back and cut, looked up only where it can reach the threshold."
+    native, model = _grid_of(op['source']), _grid_of(op['target'])
+    mask, inside = torch.zeros(1, *native.shape, dtype=torch.bool), (region >= threshold).numpy()
+    if inside.any():
+        start, stop = brain_box(inside, (1, 1, 1))
+        corners = np.array(list(product(*zip(np.array(start) - 1, stop))))  # in voxels of model space, and one further out
+        places = corners @ (lookup := np.linalg.solve(native.affine, model.affine))[:3, :3].T + lookup[:3, 3]
+        low = np.clip(np.floor(places.min(0)), 0, native.shape).astype(int)
+        high = np.clip(np.ceil(places.max(0)) + 1, 0, native.shape).astype(int)
+        box = (slice(None), *map(slice, start, stop))
+        found = _interpolate(region[box], _part(model, start, stop), _part(native, low, high), 'bilinear')
+        mask[(slice(None), *map(slice, low, high))] = found >= threshold
+    return mask
+
+
+def _region_to_native(region: torch.Tensor, record: Record, threshold: float) -> torch.Tensor:
+    "One region (1, x, y, z) as a mask on the native grid."
+    _check_shape(region, record)
+    steps = list(reversed(record.operations))
+    region = _unresample_cut(region.float(), steps.pop(0), threshold) if record.resampled else region >= threshold
+    for op in steps:
+        region = _undo(region, op, 'nearest')
+    return region
+
+
 def regions_to_native(
     probabilities: torch.Tensor | np.ndarray,  # (C, x, y, z) in model space, in [0, 1], any float type
     record: Record,  # of the case
@@ -303,5 +342,5 @@ def regions_to_native(
         raise InputError(f'found {len(cuts)} thresholds, expected one for each of {len(probabilities)} regions')
     masks = np.zeros((len(cuts), *record.native.shape), dtype=bool)
     for mask, region, cut in zip(masks, torch.as_tensor(probabilities), cuts):
-        mask[...] = _replay(region[None].float(), record, threshold=float(cut))[0].numpy()
+        mask[...] = _region_to_native(region[None], record, float(cut))[0].numpy()
     return masks
