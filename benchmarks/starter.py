@@ -41,7 +41,7 @@ from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, Stor
 from neuroseg3d.infer import predict_case
 from neuroseg3d.metrics import overlap
 from neuroseg3d.nifti import Study, find_cases, read_case
-from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_phantom
+from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
 from neuroseg3d.train import Config, RunData, SegmentationTask, check_same_run, make_trainer, resume_point
 from neuroseg3d.transforms import Space, to_model_space
 from neuroseg3d.viz import LABEL_PALETTE
@@ -58,27 +58,38 @@ ET_VOXELS = 500  # enhancing tumour is scored where the reference has more
 # ---- data
 
 class Stream(Sequence):
-    "Phantoms without end, in model space; each is made when it is first asked for, and kept."
+    "Phantoms without end, in model space; each is made when it is first asked for, and kept. A patient may be examined several times."
 
-    def __init__(self, folder: Path, space: Space, part: str, length: int, population: Population = Population()):
+    def __init__(self, folder: Path, space: Space, part: str, length: int, population: Population = Population(), exams: int = 1):
         self.folder, self.space, self.part, self.length, self._open = folder, space, part, length, {}
-        self.population = population
-        drawn = '' if population == Population() else '-' + sha256(repr(population).encode()).hexdigest()[:8]
+        self.population, self.exams = population, exams
+        drawn = '' if (population, exams) == (Population(), 1) else '-' + sha256(repr((population, exams)).encode()).hexdigest()[:8]
         self.name = f'generator{GENERATOR}{drawn}-{part}'
         folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, number: int) -> StoredCase:
+    def path(self, number: int) -> Path:
+        "The file of an exam."
+        return self.folder / f'{self.name}{number:05d}.safetensors'
+
+    def __getitem__(self, number: int | slice) -> StoredCase | list[StoredCase]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
         if number not in self._open:
-            path = self.folder / f'{self.name}{number:05d}.safetensors'
-            if not path.is_file():
-                case = make_phantom(case_seed(SEED, f'{self.part}{number}'), self.space.spacing_mm, population=self.population)
-                seen = to_model_space(case, self.space)
-                store_case(MemoryCase(case.id, seen.image, seen.label, tumour_voxels(seen.label), seen.record), path)
-            self._open[number] = StoredCase(path)
+            if not self.path(number).is_file():
+                self.make(number // self.exams)
+            self._open[number] = StoredCase(self.path(number))
         return self._open[number]
+
+    def make(self, patient: int) -> None:
+        "Every exam of a patient."
+        seed = case_seed(SEED, f'{self.part}{patient}')
+        for exam, case in enumerate(make_exams(seed, self.exams, self.space.spacing_mm, population=self.population)):
+            seen = to_model_space(case, self.space)
+            stored = MemoryCase(case.id, seen.image, seen.label, tumour_voxels(seen.label), seen.record)
+            store_case(stored, self.path(patient * self.exams + exam))
 
 
 class StreamPatches(PatchDataset):
@@ -135,8 +146,7 @@ class StarterData(RunData):
             return
         self.plan = plan_machine(self.data)
         stream, held = self.settings['stream'], self.settings['stream']['held']
-        population = build(Population, stream.get('population', {}))
-        self.train_cases = Stream(self.out / 'stream', self.space, 'Tr', 10**6, population)
+        self.train_cases = training_stream(self.out, self.space, stream)
         self.val_cases = Stream(self.out / 'stream', self.space, 'Ts', held)
         simulated = StreamPatches(self.train_cases, stream, self.config, self.data.seed)
         self.patches = simulated
@@ -149,6 +159,11 @@ class StarterData(RunData):
     def train_dataloader(self):
         sampler = StepSampler(self.plan.batch_size, self.start_step, self.end_step)
         return _Whole(make_loader(self.patches, sampler, self.plan), self.end_step)
+
+
+def training_stream(out: Path, space: Space, stream: dict) -> Stream:
+    "The phantoms that the settings of a stage ask for."
+    return Stream(out / 'stream', space, 'Tr', 10**6, build(Population, stream.get('population', {})), stream.get('exams', 1))
 
 
 class _Whole:
@@ -172,10 +187,11 @@ def settings_of(path: Path) -> dict:
 
 
 def config_of(settings: dict, output_dir: Path, stage: str, seed: int = 0) -> Config:
-    "The configuration of a stage: pretrain or finetune."
+    "The configuration of a stage: pretrain, widen or finetune."
     run = {k: dict(v) for k, v in settings['run'].items()}
-    for section, values in (settings['finetune'] if stage == 'finetune' else {}).items():
-        run[section] = {**run[section], **values}
+    for section, values in settings.get(stage, {}).items():
+        if section != 'stream':
+            run[section] = {**run[section], **values}
     run['trainer'] = {**run['trainer'], 'output_dir': str(output_dir), 'seed': seed}
     return build(Config, run)
 
@@ -208,10 +224,18 @@ def train(config: Config, data: StarterData, provenance: dict, weights: dict | N
     return last
 
 
+def stream_of(settings: dict, stage: str) -> dict:
+    "The settings with the stream of a stage."
+    return {**settings, 'stream': {**settings['stream'], **settings.get(stage, {}).get('stream', {})}}
+
+
 def pretrain(out: Path, settings: dict) -> Path:
-    "On phantoms alone."
+    "On phantoms alone: those of the cohorts, then, from the weights so found, those of a wider population."
     config = config_of(settings, out / 'pretrain', 'pretrain')
-    return train(config, StarterData(config, settings, out), {'schema': 'msd'})
+    first = train(config, StarterData(config, settings, out), {'schema': 'msd'})
+    config = config_of(settings, out / 'widen', 'widen')
+    data = StarterData(config, stream_of(settings, 'widen'), out)
+    return train(config, data, {'schema': 'msd', 'stage': 'widen'}, weights_of(first))
 
 
 # ---- measuring

@@ -30,15 +30,15 @@ from .core import MODALITIES, Case, Geometry, InputError, Label
 
 # %% auto #0
 __all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'TEXTURE', 'NOISE', 'FIELD_MM',
-           'GENERATOR', 'stream', 'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas',
+           'GENERATOR', 'stream', 'case_seed', 'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas',
            'signed_distance', 'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head',
            'Population', 'TumourPlan', 'draw_site', 'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen',
            'sample_anatomy', 'lattice_axes', 'inflate', 'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto',
            'enhancement_mm', 'Lesion', 'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft',
            'white_matter_spots', 'vessels', 'bright_shell', 'cover_of', 'paint', 'to_scanner_units', 'rician',
            'acquire_slices', 'draw_resolution_mm', 'acquire', 'check_spacing', 'phantom_geometry', 'brain_box',
-           'box_axes', 'average_parts', 'left_by_stripping', 'make_phantom', 'best_threshold_dice', 'label_contrast',
-           'case_seed', 'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
+           'box_axes', 'average_parts', 'left_by_stripping', 'make_exams', 'make_phantom', 'best_threshold_dice',
+           'label_contrast', 'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
 
 # %% ../nbs/02_phantom.ipynb #97b58ac3
 def stream(
@@ -47,6 +47,14 @@ def stream(
 ) -> np.random.Generator:
     "Random numbers of one aspect of one patient."
     return np.random.default_rng((seed, zlib.crc32(name.encode())))
+
+
+def case_seed(
+    seed: int,  # of the cohort
+    name: str,  # of the case, such as 'PHANTOM_001'
+) -> int:
+    "The seed of one patient of a cohort."
+    return int(stream(seed, name).integers(2**31))
 
 # %% ../nbs/02_phantom.ipynb #5a547b6d
 #: Fields live in a cube from -REACH_MM to +REACH_MM around the centre of the head.
@@ -71,11 +79,16 @@ def spline_values(
     knot_mm: float,  # distance of the knots
 ) -> np.ndarray:  # float32 (X, Y, Z)
     "The spline with these coefficients, looked at on a grid."
-    values = coefficients
-    for axis, where in enumerate(axes):
-        first, weights = spline_weights(where, knot_mm)
+    ways = [spline_weights(where, knot_mm) for where in axes]
+    values = coefficients[tuple(slice(first.min(), first.max() + 4) for first, _ in ways)]  # what the grid can feel
+    for axis, (first, weights) in enumerate(ways):
         shape = [-1 if a == axis else 1 for a in range(3)]
-        values = sum(np.take(values, first + k, axis=axis) * w.reshape(shape) for k, w in enumerate(weights))
+        mixed = 0
+        for k, w in enumerate(weights):
+            part = np.take(values, first - first.min() + k, axis=axis)
+            part *= w.reshape(shape)
+            mixed = part if k == 0 else np.add(mixed, part, out=mixed)
+        values = mixed
     return values
 
 
@@ -239,6 +252,11 @@ class Population:
     dark: float = 0.0  # share of solid tumours with old blood or large vessels within, dark in every sequence
     bias: tuple[float, float] = (0.02, 0.10)  # strength of the bias field: standard deviation of its logarithm
     cut: float = 0.0  # share of exams whose skull-stripping took away what lies below the cerebrum
+    small: float = 0.0  # share of tumours of 5 to 40 mL, drawn evenly on a logarithmic scale
+    infiltrating: float = 0.0  # share that spreads through cortex as through white matter, from anywhere in the cerebrum
+    hidden: float = 0.0  # share of exams in which the core looks nearly as its edema does
+    spread: float = 1.0  # of the contrasts between exams, relative to `CONTRAST`
+    texture: tuple[float, float] = (1.0, 1.0)  # of tumours, relative to `TEXTURE`: drawn for each exam
 
     def shares(self) -> dict[str, float]:  # sum 1
         "Share of each kind of tumour."
@@ -258,20 +276,24 @@ class TumourPlan:
     completeness: float  # share of a rim, or of a solid core, that enhances
     push: float  # mass effect, 0 none .. 0.5 strong
     sparing_mm: float  # how far from cortex the edema stops
+    infiltrating: bool = False  # cortex does not hold it up
 
 
 def draw_site(
     rng: np.random.Generator,  # the tumour's stream
     head: Head,  # the patient
+    anywhere: bool = False,  # cortex and the base of the temporal lobes as well
 ) -> np.ndarray:  # (3,) mm in the patient
     "A place in cerebral white matter, not at the surface, for a tumour to start."
     atlas = load_atlas()
     step = 4
     depth = atlas.depth_mm[::step // 2, ::step // 2, ::step // 2]
-    wm = atlas.wm[::step, ::step, ::step][tuple(map(slice, depth.shape))]
-    sites = np.argwhere((wm[tuple(map(slice, depth.shape))] > 0.6) & (depth[tuple(map(slice, wm.shape))] > 9))
+    wm = atlas.wm + atlas.gm if anywhere else atlas.wm
+    wm = wm[::step, ::step, ::step][tuple(map(slice, depth.shape))]
+    sites = np.argwhere((wm[tuple(map(slice, depth.shape))] > 0.6) & (depth[tuple(map(slice, wm.shape))] > (5 if anywhere else 9)))
     mni = sites * step + atlas.origin_mm
-    mni = mni[(mni[:, 2] > -22) & (mni[:, 1] > -85) & (np.abs(mni[:, 0]) > 9)]
+    base = -22 - 16 * (mni[:, 1] > -30) if anywhere else -22
+    mni = mni[(mni[:, 2] > base) & (mni[:, 1] > -85) & (np.abs(mni[:, 0]) > 9)]
     target = mni[rng.integers(len(mni))] + rng.uniform(-2, 2, 3)
     where = np.zeros(3)
     for _ in range(20):  # the place that the pull-back sends to the target, by fixed-point iteration
@@ -288,9 +310,12 @@ def draw_tumour(
     rng = stream(head.seed, 'tumour')
     kind = str(rng.choice(list(KINDS), p=list(population.shares().values())))
     wt_ml = float(np.clip(np.exp(rng.normal(np.log(112), 0.5)), 32, 228))
+    rare = stream(head.seed, 'rare tumours')
+    small, infiltrating = rare.random(2) < (population.small, population.infiltrating)
+    wt_ml = float(np.exp(rare.uniform(np.log(5), np.log(40)))) if small else wt_ml
     core = population.solid_core if kind == 'solid' else KINDS[kind][1]
-    tc_ml = max(wt_ml * rng.uniform(*core), 9.0)
-    main = draw_site(rng, head)
+    tc_ml = max(wt_ml * rng.uniform(*core), min(9.0, 0.6 * wt_ml))
+    main = draw_site(rng, head, infiltrating)
     count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.12, 0.08]))
     radius = (tc_ml * 750 / np.pi) ** (1 / 3)
     direction = rng.normal(size=(count - 1, 3))
@@ -299,7 +324,7 @@ def draw_tumour(
     sizes = np.concatenate([[1.0], rng.uniform(0.35, 0.8, count - 1)])
     return TumourPlan(kind, wt_ml, tc_ml, np.vstack([main, others]), sizes,
                       rim_mm=rng.uniform(3.0, 6.5), completeness=rng.uniform(0.5, 1.0), push=rng.uniform(0.1, 0.5),
-                      sparing_mm=rng.uniform(1.0, 6.0))
+                      sparing_mm=0.0 if infiltrating else rng.uniform(1.0, 6.0), infiltrating=bool(infiltrating))
 
 # %% ../nbs/02_phantom.ipynb #d044c115
 @dataclass(frozen=True)
@@ -416,13 +441,15 @@ SPEED: dict[str, float] = {'wm': 1.0, 'gm': 0.35, 'csf': 0.04}
 
 def grow_edema(
     head: Head,  # the patient
+    plan: TumourPlan,  # the tumour
     core_mm: np.ndarray,  # depth in the core, on the lattice
     tissue: Anatomy,  # on the lattice
     axes: Sequence[np.ndarray],  # the lattice
 ) -> np.ndarray:  # float32, mm of white matter that the front had to cross
     "When edema arrives, as a distance along white matter from the core."
     wander = np.exp(np.float32(0.3) * smooth_field(stream(head.seed, 'edema'), axes, 12.0))
-    speed = sum(np.float32(v) * getattr(tissue, t) for t, v in SPEED.items()) * wander
+    speeds = {**SPEED, 'gm': SPEED['wm']} if plan.infiltrating else SPEED
+    speed = sum(np.float32(v) * getattr(tissue, t) for t, v in speeds.items()) * wander
     cost = np.where(tissue.depth_mm > 0, 1 / speed, -1).astype(np.float64)
     core = (core_mm > 0) & (cost > 0)
     starts = np.argwhere(core & ~ndimage.binary_erosion(core))
@@ -461,7 +488,7 @@ def grow(
     axes = lattice_axes(plan)
     tissue = sample_anatomy(head, plan, axes)
     core_mm = grow_core(head, plan, tissue, axes)
-    arrival = grow_edema(head, core_mm, tissue, axes)
+    arrival = grow_edema(head, plan, core_mm, tissue, axes)
     front = np.where(core_mm > 0, -99, front_mm(head, plan, arrival, tissue, axes))
     return Growth(axes, core_mm, arrival, inflate(front, tissue.brain, plan.wt_ml))
 
@@ -574,11 +601,15 @@ CONTRAST: dict[str, tuple[tuple[float, float], ...]] = {
 
 def visible_boundaries(
     drawn: dict[str, np.ndarray],  # tissue -> z-scores of the four sequences
+    hidden: bool = False,  # the core looks nearly as its edema does: half of them is enough
 ) -> dict[str, np.ndarray]:
     "Least contrasts by which an annotator tells edema from cortex, and core from edema."
     edema = drawn['edema']
-    edema[0] = max(edema[0], drawn['gm'][0] + 0.9)
+    edema[0] = max(edema[0], drawn['gm'][0] + (0.6 if hidden else 0.9))
     for core in ('necrosis', 'bulk'):
+        if hidden:
+            drawn[core] = edema + np.float32(0.3) * (drawn[core] - edema)
+            continue
         drawn[core][1:3] = np.minimum(drawn[core][1:3], edema[1:3] - np.float32([0.30, 0.40]))
         drawn[core][3] = max(drawn[core][3], edema[3] + 0.35)
     drawn['enhancing'][2] = max(drawn['enhancing'][2], drawn['wm'][2] + 0.8)
@@ -595,7 +626,7 @@ def draw_contrast(
 ) -> dict[str, np.ndarray]:  # tissue -> z-scores of the four sequences, float32 (4,)
     "Intensities of each tissue in this exam; one in eight tumours shows little contrast."
     rng = stream(seed, 'contrast')
-    drawn = {t: np.array([m + sd * np.clip(rng.normal(), -2.2, 2.2) for m, sd in values], dtype=np.float32)
+    drawn = {t: np.array([m + population.spread * sd * np.clip(rng.normal(), -2.2, 2.2) for m, sd in values], dtype=np.float32)
              for t, values in CONTRAST.items()}
     faint = np.float32(rng.uniform(*population.faint_contrast) if rng.random() < population.faint else 1.0)
     for tissue in ('edema', 'necrosis', 'bulk', 'enhancing'):
@@ -605,7 +636,7 @@ def draw_contrast(
         drawn['necrosis'][0] = rng.uniform(-0.8, 0.6)  # a cyst: its fluid is dark on FLAIR
     dark = stream(seed, 'void contrast')
     drawn['void'] = np.array([m + sd * np.clip(dark.normal(), -2.2, 2.2) for m, sd in VOID], dtype=np.float32)
-    return visible_boundaries(drawn)
+    return visible_boundaries(drawn, bool(stream(seed, 'hidden').random() < population.hidden))
 
 # %% ../nbs/02_phantom.ipynb #e08644e9
 def soft(
@@ -701,6 +732,7 @@ def paint(
     mean, rng = draw_contrast(seed, population), stream(seed, 'texture')
     layers = {'spot': white_matter_spots(seed, tissue, axes), 'shell': bright_shell(seed, tissue, axes),
               'vessel': vessels(seed, tissue, axes), **cover}
+    coarse = dict.fromkeys(('edema', 'necrosis', 'bulk', 'enhancing'), stream(seed, 'texture of the tumour').uniform(*population.texture))
     broad = np.float32(0.55) * smooth_field(rng, axes, 6.0) + np.float32(0.6) * smooth_field(rng, axes, 14.0)
     images = []
     for i in range(len(MODALITIES)):
@@ -708,7 +740,7 @@ def paint(
         image = sum(mean[t][i] * getattr(tissue, t) for t in ('wm', 'gm', 'csf'))
         image += np.float32(TEXTURE['healthy'][i]) * grain
         for name, opacity in layers.items():
-            texture = np.float32(TEXTURE.get(name, TEXTURE['healthy'])[i]) * grain
+            texture = np.float32(coarse.get(name, 1.0) * TEXTURE.get(name, TEXTURE['healthy'])[i]) * grain
             image += opacity * (mean[name][i] + texture - image)
         images.append(image)
     return np.stack(images)
@@ -834,7 +866,8 @@ def brain_box(
 ) -> tuple[slice, slice, slice]:  # voxels
     "The part of the grid that can hold brain."
     axes = [np.arange(-120, 121, 4.0)] * 3
-    inside = sample_anatomy(head, None, axes).brain
+    mni = to_atlas_mm(head, place(axes) + displacement_mm(head.seed, axes))
+    inside = look_up(load_atlas().depth_mm, mni, 2.0, -9.0) - np.float32(head.surface_mm) > 0
     box = []
     for axis in range(3):
         hit = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -883,13 +916,14 @@ def left_by_stripping(
     return np.asarray(axes[2], np.float32)[None, None, :] > level
 
 
-def make_phantom(
+def make_exams(
     seed: int,  # the patient, >= 0: the same seed is the same patient on every grid
+    exams: int = 1,  # how often the patient is examined; the first exam is that of `make_phantom`
     spacing_mm: float | Sequence[float] = 1.0,  # edge lengths of a voxel, one number or three
     shape: Sequence[int] | None = None,  # voxels; None: what the field of view of 240 x 240 x 155 mm takes
     population: Population = Population(),  # that the patient is from
-) -> Case:
-    "An in-silico patient: four sequences and the true label."
+) -> Iterator[Case]:
+    "One patient on several scanners: the same anatomy and tumour, other contrasts, textures, bias, slices and noise."
     if seed != int(seed) or seed < 0:
         raise InputError(f'phantom seed {seed!r}: expected a whole number, 0 or more')
     geometry = phantom_geometry(seed, spacing_mm, shape)
@@ -901,16 +935,28 @@ def make_phantom(
     axes = box_axes(geometry, box, parts)
     tissue = sample_anatomy(head, plan, axes)
     lesion = render_lesion(head, plan, growth, tissue, axes)
-    cover = cover_of(seed, plan, lesion, axes, population)
-    signal = to_scanner_units(seed, paint(seed, tissue, cover, axes, population), axes, population)
-    measured = acquire(seed, average_parts(signal, parts), geometry.spacing_mm)
-    middle = tuple(slice(k // 2, None, k) for k in parts)
-    brain = (tissue.brain & left_by_stripping(seed, axes, population))[middle]
-    image = np.zeros((len(MODALITIES), *geometry.shape), np.float32)
-    image[(slice(None), *box)] = np.clip(np.rint(measured), 1, 32000) * brain
-    label = np.zeros(geometry.shape, np.uint8)
-    label[box] = lesion.label[middle] * brain
-    return Case(f'PHANTOM_{seed}', image, geometry, label, schema='msd')
+    for exam in range(exams):
+        look = case_seed(seed, f'exam {exam}') if exam else seed
+        cover = cover_of(look, plan, lesion, axes, population)
+        signal = to_scanner_units(look, paint(look, tissue, cover, axes, population), axes, population)
+        measured = acquire(look, average_parts(signal, parts), geometry.spacing_mm)
+        middle = tuple(slice(k // 2, None, k) for k in parts)
+        brain = (tissue.brain & left_by_stripping(look, axes, population))[middle]
+        image = np.zeros((len(MODALITIES), *geometry.shape), np.float32)
+        image[(slice(None), *box)] = np.clip(np.rint(measured), 1, 32000) * brain
+        label = np.zeros(geometry.shape, np.uint8)
+        label[box] = lesion.label[middle] * brain
+        yield Case(f'PHANTOM_{seed}' + (f'_{exam}' if exam else ''), image, geometry, label, schema='msd')
+
+
+def make_phantom(
+    seed: int,  # the patient, >= 0: the same seed is the same patient on every grid
+    spacing_mm: float | Sequence[float] = 1.0,  # edge lengths of a voxel, one number or three
+    shape: Sequence[int] | None = None,  # voxels; None: what the field of view of 240 x 240 x 155 mm takes
+    population: Population = Population(),  # that the patient is from
+) -> Case:
+    "An in-silico patient: four sequences and the true label."
+    return next(make_exams(seed, 1, spacing_mm, shape, population))
 
 # %% ../nbs/02_phantom.ipynb #f2e02282
 def best_threshold_dice(
@@ -939,14 +985,6 @@ def label_contrast(
 # %% ../nbs/02_phantom.ipynb #385c41ce
 #: Changes whenever the same seed would give other voxels.
 GENERATOR: str = '3'
-
-
-def case_seed(
-    seed: int,  # of the cohort
-    name: str,  # of the case, such as 'PHANTOM_001'
-) -> int:
-    "The seed of one patient of a cohort."
-    return int(stream(seed, name).integers(2**31))
 
 
 def _names(n: int, n_test: int) -> dict[str, list[str]]:

@@ -80,7 +80,7 @@ def test_model_command_lists_and_prints_the_card(capsys):
 def test_facts_travel_with_the_weights():
     facts = json.loads(STARTER.with_suffix('.json').read_text(encoding='utf-8'))
     about = load_model().descriptions[0]
-    assert STARTER.stat().st_size < 10e6
+    assert sum(p.stat().st_size for p in STARTER.parent.iterdir()) < 10e6
     assert about['origin'] == facts['origin'] and about['config']['augment']['modality_dropout_p'] > 0
     assert facts['normalisation']['spacing_mm'] == [2.0, 2.0, 2.0] and 'nhancing' in facts['labels']['3']
     assert len(facts['data_sha256']) == len(facts['split_sha256']) == 64
@@ -111,6 +111,53 @@ def test_stream_is_a_function_of_the_step(script, tmp_path):
 
 
 def test_populations_change_what_they_say():
-    usual, other = make_phantom(3, 6), make_phantom(3, 6, population=Population(cut=1.0))
+    usual, other = make_phantom(3, 8), make_phantom(3, 8, population=Population(cut=1.0))
     assert other.brain.sum() < 0.98 * usual.brain.sum() and not (other.brain & ~usual.brain).any()
-    assert np.array_equal(make_phantom(3, 6, population=Population()).image, usual.image)
+    small = make_phantom(3, 8, population=Population(small=1.0))
+    assert 3 < small.volume_ml('WT') < 50 < usual.volume_ml('WT')
+
+
+def test_a_stream_holds_every_exam_of_its_patients(script, tmp_path):
+    stream = script.Stream(tmp_path, Space((8.0, 8.0, 8.0)), 'Tr', 100, Population(hidden=1.0), exams=2)
+    one, other = stream[4], stream[5]  # two exams of the third patient
+    assert sorted(p.name[-17:-12] for p in tmp_path.glob('*.safetensors')) == ['00004', '00005']
+    whole = [case.cut((0, 0, 0), case.shape) for case in (one, other)]
+    assert torch.equal(whole[0]['label'], whole[1]['label']) and not torch.equal(whole[0]['image'], whole[1]['image'])
+
+
+def test_pretraining_that_was_stopped_goes_on_exactly(script, tmp_path):
+    stream = {'first': 2, 'patches': 2, 'held': 1, 'exams': 2}
+    settings = {'stream': stream, 'run': {
+        'data': {'patch_size': 16, 'batch_size': 2, 'loader': 'none'}, 'space': {'spacing_mm': 8.0}, 'model': {'preset': 'tiny'},
+        'trainer': {'max_steps': 4, 'val_every_steps': 4, 'checkpoint_every_steps': 2, 'accelerator': 'cpu'}, 'logger': {'kind': 'csv'}}}
+    finals = []
+    for name in ('whole', 'stopped'):
+        config = script.config_of(settings, tmp_path / name, 'pretrain')
+        data = script.StarterData(config, settings, tmp_path)
+        if name == 'stopped':
+            data.setup()
+            data.patches = DiesAt(data.patches, 5)
+            with pytest.raises(RuntimeError, match='the machine stops'):
+                script.train(config, data, {'schema': 'msd'})
+            assert script.load_checkpoint(tmp_path / name / 'checkpoints' / 'last.ckpt')['global_step'] == 2
+            data = script.StarterData(config, settings, tmp_path)
+        finals.append(script.load_checkpoint(script.train(config, data, {'schema': 'msd'})))
+    one, other = finals
+    assert one['global_step'] == other['global_step'] == 4
+    assert one['state_dict'].keys() == other['state_dict'].keys()
+    assert all(torch.equal(one['state_dict'][k], other['state_dict'][k]) for k in one['state_dict'])
+
+
+class DiesAt(torch.utils.data.Dataset):
+    "Patches, until one that stops the process."
+
+    def __init__(self, patches, index):
+        self.patches, self.index = patches, index
+
+    def __len__(self):
+        return len(self.patches)
+
+    def __getitem__(self, index):
+        if index == self.index:
+            raise RuntimeError('the machine stops')
+        return self.patches[index]

@@ -26,7 +26,7 @@ def run(root: Path, code: str, **env: str) -> subprocess.CompletedProcess:
 def test_a_script_without_a_guard_can_use_workers(root, tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('from neuroseg3d.phantom import write_cohort\n'
-                      f'write_cohort({str(tmp_path / "cohort")!r}, 2, spacing_mm=5, workers=2)\nprint("once")\n')
+                      f'write_cohort({str(tmp_path / "cohort")!r}, 2, spacing_mm=8, workers=2)\nprint("once")\n')
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300,
                           env={**os.environ, 'PYTHONPATH': str(root)})
     assert done.returncode == 0, done.stderr
@@ -39,14 +39,14 @@ def test_the_same_bits_whatever_the_threads(root):
             'print(hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest())')
     case = make_phantom(11, 5)
     here = hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest()
-    for threads in ('1', '3'):
-        done = run(root, code, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, PYTHONHASHSEED=threads)
-        assert done.stdout.strip() == here, done.stderr
+    threads = '1' if os.environ.get('OMP_NUM_THREADS') == '3' else '3'  # than this process has
+    done = run(root, code, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, PYTHONHASHSEED=threads)
+    assert done.stdout.strip() == here, done.stderr
 
 
 def test_an_interrupted_cohort_holds_no_half_and_is_continued(root, tmp_path):
     folder = tmp_path / 'cohort'
-    code = f'from neuroseg3d.phantom import write_cohort; write_cohort({str(folder)!r}, 6, spacing_mm=4, workers=1)'
+    code = f'from neuroseg3d.phantom import write_cohort; write_cohort({str(folder)!r}, 4, spacing_mm=6, workers=1)'
     job = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL,
                            env={**os.environ, 'PYTHONPATH': str(root)})
     first, deadline = folder / 'imagesTr/PHANTOM_001.nii.gz', time.monotonic() + 120
@@ -57,16 +57,16 @@ def test_an_interrupted_cohort_holds_no_half_and_is_continued(root, tmp_path):
     assert first.exists()
     for study in find_cases(folder):
         assert read_case(study).label.any()
-    write_cohort(folder, 6, spacing_mm=4, workers=1, progress=False)
-    assert len(find_cases(folder)) == 6 and not (folder / '.partial').exists()
+    write_cohort(folder, 4, spacing_mm=6, workers=1, progress=False)
+    assert len(find_cases(folder)) == 4 and not (folder / '.partial').exists()
 
 
 def test_what_is_read_is_what_was_made(tmp_path):
-    folder = write_cohort(tmp_path / 'cohort', 1, seed=3, spacing_mm=(4, 4, 6), n_test=1, workers=1, progress=False)
+    folder = write_cohort(tmp_path / 'cohort', 1, seed=3, spacing_mm=(6, 6, 8), n_test=1, workers=1, progress=False)
     for study in find_cases(folder, split='all'):
         case = read_case(study)
         assert case.schema == 'msd' and case.geometry.orientation == 'RAS'
-        assert case.geometry.spacing_mm == pytest.approx((4, 4, 6)) and case.label.any()
+        assert case.geometry.spacing_mm == pytest.approx((6, 6, 8)) and case.label.any()
 
 
 @pytest.mark.parametrize('spacing, shape', [(1.9, (97, 101, 83)), ((3.1, 2.9, 5.0), None), (4, (33, 34, 35)),
