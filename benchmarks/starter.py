@@ -33,17 +33,18 @@ import torch
 import yaml
 from matplotlib.colors import to_rgba
 
-from neuroseg3d.calibration import reliability
+from neuroseg3d.calibration import Calibration, calibrate, reliability, store_calibration
 from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
-from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, make_split, plan_machine, store_case, tumour_voxels
+from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, make_split, plan_machine, save_split, store_case, tumour_voxels
 from neuroseg3d.infer import predict_case
 from neuroseg3d.metrics import overlap
 from neuroseg3d.nifti import Study, find_cases, read_case
 from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
 from neuroseg3d.train import Config, RunData, SegmentationTask, check_same_run, make_trainer, resume_point
 from neuroseg3d.transforms import Space, to_model_space
+from neuroseg3d.uncertainty import validation_case
 from neuroseg3d.viz import LABEL_PALETTE
 
 matplotlib.use('Agg')
@@ -378,6 +379,15 @@ ATTRIBUTION = [
     'Phantoms: MNI152 atlas, ICBM (Fonov et al. 2011), as shipped with nilearn']
 
 
+def calibrated(out: Path, settings: dict, studies: Sequence[Study]) -> Calibration:
+    "Temperatures and 75 % volume intervals, learnt on every real case by the model that was fine-tuned on the others."
+    cases = []
+    for held in studies:
+        others = [s for s in studies if s.id != held.id]
+        cases.append(validation_case(load_model(finetune(out, settings, others, f'pretrained/{held.id}', 'pretrained')), read_case(held)))
+    return calibrate(cases, alpha=0.25)  # seven cases are too few for 90 %
+
+
 def ship(out: Path, data: Path, settings: dict) -> Path:
     "Fine-tune on every real case, export, and write the card from the measured series."
     studies = real_studies(data, settings['real']['cases'])
@@ -389,7 +399,9 @@ def ship(out: Path, data: Path, settings: dict) -> Path:
              'origin': {'made_by': 'benchmarks/starter.py', 'settings': settings, 'generator': GENERATOR, 'licence': LICENCE,
                         'attribution': ATTRIBUTION}}
     marked = save_checkpoint({**content, KEY: about}, out / 'starter.ckpt')
+    store_calibration(marked, calibrated(out, settings, studies))
     path = export_model(marked, STARTER)
+    save_split(split, STARTER.with_name('starter_split.json'))  # so that `evaluate` knows the cases that it was trained on
     path.with_suffix('.md').write_text(card(settings), encoding='utf-8')
     return path
 

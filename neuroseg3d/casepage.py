@@ -27,10 +27,11 @@ from scipy import ndimage
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
 from .core import REGION_NAMES, REGIONS, Case
+from .evaluate import find_split
 from .diameters import Diameters, draw_diameters, lesion_diameters, sum_of_products_mm2
 from .figures import show_confusion, show_lesions
 from .infer import rules_of
-from .metrics import voxel_confusion
+from .metrics import normalise_confusion, voxel_confusion
 from .uncertainty import show_uncertainty
 from .viz import (ENTROPY, PALETTE, Picture, embed, error_paint, mesh_figure, page_head, page_tail, show_distances, show_errors,
                             show_planes)
@@ -232,15 +233,22 @@ def _errors(result: CaseResult, options: ReportOptions) -> str:
     case, size = result.case, dict(modality=options.modality, width_in=options.width_in, dpi=options.dpi)
     kinds = show_errors(case, result.prediction, result.reference, planes=['axial'], **size)
     far = show_distances(case, result.prediction, result.reference, **size)
-    tables = {f'{where}, of each {side} label': voxel_confusion(result.prediction, result.reference, mask, how)
-              for where, mask, how, side in (('tumour', None, 'rows', 'reference'), ('tumour', None, 'columns', 'predicted'),
-                                             ('brain', case.brain, 'rows', 'reference'))}
+    counts = [voxel_confusion(result.prediction, result.reference, mask, None) for mask in (None, case.brain)]
     return (_figure(kinds, f'{case.id}: error map', 'Errors by region, in the axial slice where the region is largest; volumes are those '
                     'of the whole region.')
             + _figure(far, f'{case.id}: signed distance of errors', 'Wrong voxels, coloured by how far they are from the border of the '
                       'reference (lines).')
-            + _figure(show_confusion(tables), f'{case.id}: confusion of labels', 'Which label was taken for which: over the union of both '
-                      'tumours, and over the brain.', True))
+            + _confusion(*counts, 'of this case'))
+
+
+def _confusion(tumour: np.ndarray, brain: np.ndarray, of: str) -> str:
+    "Which label was taken for which, from counts (4, 4) over the union of the tumours and over the brain, normalised both ways."
+    html = ''
+    for where, counts in (('over the union of both tumours', tumour), ('over the brain', brain)):
+        tables = {f'of each {side} label': normalise_confusion(counts, how) for how, side in (('rows', 'reference'), ('columns', 'predicted'))}
+        html += _figure(show_confusion(tables), f'Confusion of labels {where}', f'Which label was taken for which, {where} {of}: '
+                        f'{counts.sum():,} voxels.', True)
+    return html
 
 
 def _doubt(result: CaseResult, options: ReportOptions) -> str:
@@ -330,10 +338,11 @@ class ModelCard:
         about, known = model.descriptions[0], model_facts(model.descriptions[0])
         parameters = sum(p.numel() for p in model.networks[0].parameters())
         trained = ', '.join(f'{about[k]} {name}' for k, name in (('n_train', 'training'), ('n_val', 'validation')) if about.get(k))
+        held = 'nobody held out' if about.get('fold') in (None, 'all') else f'fold {about["fold"]} held out'
         facts = {'checkpoints': ', '.join(p.name for p in model.paths), 'made with': f'neuroseg3d {about["version"]}',
                  'architecture': f'3D U-Net, {known["architecture"].get("preset") or "custom"}, {parameters / 1e6:.2f} million parameters, '
                                  f'{len(model.networks)} network(s)',
-                 'trained on': f'{trained or "?"} cases, label schema {about.get("schema")}, fold {about.get("fold")} held out',
+                 'trained on': f'{trained or _n_trained(model)} cases, label schema {about.get("schema")}, {held}',
                  'split': about.get('split_sha256') or 'not stored', 'grid': ' × '.join(f'{s:g}' for s in model.space.spacing_mm) + ' mm',
                  'inference': repr(model.windows), 'post-processing': repr(rules_of(model))}
         return cls(facts, stored_calibration(model))
@@ -360,6 +369,13 @@ class ModelCard:
         figure = _figure(show_reliability(diagrams, 'Reliability on validation cases'), 'Reliability diagrams',
                          'Near the tumour, with the temperature: what the model says against what is.', True) if diagrams else ''
         return _terms(facts) + figure + _INTENDED
+
+
+def _n_trained(model: Model) -> str:
+    "How many labelled cases a model was trained on, by the split that comes with it."
+    about = model.descriptions[0]
+    split = find_split(about['split_sha256'], model.paths) if about.get('split_sha256') else None
+    return str(len(split.train(about.get('fold')))) if split else 'an unknown number of'
 
 
 _INTENDED = ('<p class="quiet small">Intended for research and teaching on pre-operative adult glioma MRI with all four sequences, '

@@ -178,7 +178,7 @@ def _windows(stored, config_dir, overrides):
 def _evaluate(args, overrides) -> int:
     from neuroseg3d.evaluate import compare, comparison_table, evaluate, summary_table
     options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
-               'fold': args.fold, 'allow_training': args.allow_training}
+               'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain}
     rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options)
     print(summary_table(summary))
     if args.compare:
@@ -244,13 +244,10 @@ def _explain(args, overrides) -> int:
 
 
 def _checks(made: Path) -> list[str]:
-    "What the sanity checks said, a line a method."
+    "What the sanity checks said, and what the maps do not show."
     import json
-    words = {True: 'depends on what was learnt', False: 'does NOT depend on what was learnt: do not believe the map'}
     methods = json.loads(made.read_text(encoding='utf-8'))['methods']
-    checks = {name: about['sanity_check'] for name, about in methods.items()}
-    return [f'  {name}: rank correlation with random weights {"none" if c["similarity"] is None else format(c["similarity"], ".2f")}: '
-            f'{words[c["passed"]]}' for name, c in checks.items()]
+    return [f'  {name}: {about["verdict"]}\n    {about["does_not_show"]}' for name, about in methods.items()]
 
 
 
@@ -357,6 +354,7 @@ def _add_review_commands(commands) -> None:
         parser.add_argument('--allow_training', action='store_true', help='accept cases that the model was trained on')
     evaluate.add_argument('--fold', type=int, help='fold that was held out (default: what the manifest beside the predictions says)')
     evaluate.add_argument('--ref', required=True, help='label map(s): a file, a folder, or a cohort')
+    evaluate.add_argument('--over_brain', action='store_true', help='confusion.csv over the brain too: reads the images of the cohort in --ref')
     evaluate.add_argument('--empty', choices=('brats', 'nan'), default='brats', help='policy for empty masks')
     report.add_argument('--data', required=True, help='the cohort that was segmented, in any supported layout')
     report.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help='the model that made them: adds uncertainty and attribution')

@@ -26,11 +26,12 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 from .casepage import CaseResult, write_case
-from .checkpoint import load_model
+from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError
-from .evaluate import find_labels
-from .infer import Prediction, predict_case
+from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
+from .infer import Prediction, predict_case, trained_on
 from .metrics import overlap, score_case
+from .models import resolve_model
 from .nifti import find_cases, read_case, read_label
 from .transforms import to_native
 from .viz import (ENTROPY, ERRORS, PALETTE, PLANES, View, cut, error_map, error_paint, largest_slices, make_view,
@@ -71,6 +72,7 @@ class Scene:
     case: Case
     prediction: np.ndarray | None = None  # canonical ids (X, Y, Z), the case's own grid
     entropy: np.ndarray | None = None  # bits, (3, X, Y, Z) for WT, TC, ET, the case's own grid
+    remark: str = ''  # on what its scores are worth
     _grey: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -415,6 +417,7 @@ class Cohort:
     def __post_init__(self):
         self.studies = {s.id: s for s in find_cases(self.data, split='all')}
         self.predictions = find_labels(self.pred) if self.pred is not None else {}
+        self.manifest = read_manifest(self.pred) if self.pred is not None else {}
         if self.predictions and not set(self.predictions) & set(self.studies):
             raise InputError(f'{self.pred}: found predictions such as {min(self.predictions)}, '
                              f'expected some of the cases of {self.data}, such as {min(self.studies)}')
@@ -428,7 +431,16 @@ class Cohort:
         label, grid, _ = read_label(file.path, self.pred_schema, file.schema)
         if not grid.same_grid(case.geometry, tolerance_mm=0.01):
             raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
-        return Scene(case, label, self._stored_entropy(name, case))
+        return Scene(case, label, self._stored_entropy(name, case), self.remark(name) if case.label is not None else '')
+
+    def remark(self, name: str, model: Model | None = None) -> str:
+        "Whether the case was trained on by the model given, or by the one that the manifest beside the predictions names."
+        image = LabelFile(next(iter(self.studies[name].images.values())))
+        known, places = (trained_on(model.descriptions), model.paths) if model else ((), ())
+        seen, unknown = find_training_cases([(name, image, image)], {} if model else self.manifest, [self.data, *places], known)
+        if seen:
+            return 'The model was trained on this case: its Dice says nothing about new patients.'
+        return 'Not known whether the model was trained on this case.' if unknown else ''
 
     def _stored_entropy(self, name: str, case: Case) -> np.ndarray | None:
         "Entropy of the probabilities that `infer --save_probabilities` wrote beside the label maps, where it did."
@@ -447,10 +459,11 @@ _LEVEL_BITS = entropy_bits(np.arange(256) / 255)  # of probabilities stored as a
 def with_prediction(
     case: Case,  # that was segmented
     prediction: Prediction,  # of `predict_case`
+    remark: str = '',  # on what its scores are worth
 ) -> Scene:
     "A scene with what a model has just said, and how sure it was."
     probabilities = to_native(prediction.probabilities, prediction.model_case.record).numpy()
-    return Scene(case, prediction.label, entropy_bits(probabilities))
+    return Scene(case, prediction.label, entropy_bits(probabilities), remark)
 
 # %% ../nbs/15_dashboard.ipynb #98ea90d7
 _WIDE = w.Layout(width='100%')
@@ -475,7 +488,7 @@ def _controls(cohort: Cohort, name: str, checkpoint: str | Path | None) -> dict[
         'opacity': w.FloatSlider(value=0.5, min=0, max=1, step=0.05, description='Opacity', **narrow),
         **{plane: _slider(plane.capitalize()) for plane in PLANES},
         'volumes': w.HTML(), 'legend': w.HTML(),
-        'checkpoint': w.Text(value=str(checkpoint or ''), placeholder='model.ckpt', description='Model', **narrow),
+        'checkpoint': w.Text(value=str(checkpoint or ''), placeholder='starter: comes with the package', description='Model', **narrow),
         'segment': w.Button(description='Segment this case', button_style='primary', layout=_WIDE),
         'progress': w.IntProgress(min=0, max=1, layout=w.Layout(width='100%', visibility='hidden')),
         'save_view': w.Button(description='Save view', layout=w.Layout(width='48%')),
@@ -514,7 +527,8 @@ def _volume_table(scene: Scene) -> str:
         numbers = [f'{values[k]:.3f}' if k == 'dice' else f'{values[k]:.1f}' for k in columns]
         cells = ''.join(f'<td style="text-align:right;padding-left:10px">{n.replace("nan", "–")}</td>' for n in numbers)
         rows += f'<tr><td>{_chip(PALETTE[region])}{region}</td>{cells}</tr>'
-    return f'<table class="volumes" style="line-height:1.5;font-size:12px"><tr><td></td>{top}</tr>{rows}</table>'
+    remark = f'<div style="font-size:12px;line-height:1.4;white-space:normal;color:#c77700">{escape(scene.remark)}</div>' if scene.remark else ''
+    return f'<table class="volumes" style="line-height:1.5;font-size:12px"><tr><td></td>{top}</tr>{rows}</table>{remark}'
 
 
 def _chip(colour: str) -> str:
@@ -530,7 +544,7 @@ class Dashboard:
     def __init__(
         self,
         cohort: Cohort,  # cases to choose from
-        checkpoint: str | Path | None = None,  # model for the button that segments
+        checkpoint: str | Path | None = None,  # model for the button that segments; None: the starter model
         output_dir: str | Path = 'runs/review',  # for saved views and reports
         device: str = 'auto',  # where the model runs
     ):
@@ -684,7 +698,9 @@ class Dashboard:
         if prediction is None:
             raise InputError(f'case {case.id} has no prediction to report; segment it first')
         rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=case.id) if case.label is not None else []
-        return write_case(CaseResult(case, prediction, rows), self.output_dir / f'{case.id}.html')
+        entropy = {} if self.scene.entropy is None else dict(zip(REGIONS, self.scene.entropy))
+        notes = [self.scene.remark.rstrip('.')] if self.scene.remark else []
+        return write_case(CaseResult(case, prediction, rows, notes=notes, entropy=entropy), self.output_dir / f'{case.id}.html')
 
     def segment(self) -> None:
         "Segment the case that is shown, in a thread of its own."
@@ -700,10 +716,9 @@ class Dashboard:
         def advance(done: int, of: int) -> None:
             self.controls['progress'].max, self.controls['progress'].value = of, done
         try:
-            path = self.controls['checkpoint'].value.strip()
-            if not path:
-                raise InputError('name a checkpoint first')
-            scene = with_prediction(case, predict_case(load_model(path), case, self.device, progress=advance))
+            model = load_model(resolve_model(self.controls['checkpoint'].value.strip() or 'starter'))
+            remark = self.cohort.remark(case.id, model) if case.label is not None else ''
+            scene = with_prediction(case, predict_case(model, case, self.device, progress=advance), remark)
             self.results[case.id] = scene
             if self.scene.case.id == case.id:
                 self.show(scene, keep_place=True)
@@ -730,7 +745,7 @@ class Dashboard:
 def dashboard(
     data: str | Path,  # a cohort in any supported layout
     pred: str | Path | None = None,  # label map, or folder of label maps, named after their cases
-    checkpoint: str | Path | None = None,  # model for the button that segments
+    checkpoint: str | Path | None = None,  # model for the button that segments; None: the starter model
     output_dir: str | Path = 'runs/review',  # for saved views and reports
     device: str = 'auto',  # where the model runs
     pred_schema: str | None = None,  # label schema of the predictions; None: what the files say

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .core import REGIONS, InputError
+from .core import LABEL_NAMES, REGIONS, InputError, Label
 from .metrics import WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
-from .nifti import Study, file_role, find_cases, find_study, read_label, stem
+from .nifti import Study, file_role, find_cases, find_study, read_case, read_label, stem
 
 if TYPE_CHECKING:
     from neuroseg3d.checkpoint import Model
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes', 'file_sha256',
            'studies_not_trained_on', 'read_manifest', 'find_training_cases', 'evaluate_pair', 'evaluate',
-           'write_metrics', 'summary_table', 'compare', 'comparison_table']
+           'write_metrics', 'confusion_rows', 'summary_table', 'compare', 'comparison_table']
 
 # %% ../nbs/11a_evaluate.ipynb #66afaba7
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LabelFile:
     "A label map on disk."
     path: Path
     schema: str | None = None  # what its layout implies
+    study: Study | None = None  # the images that it belongs to, where its layout tells
 
 
 def case_name(
@@ -58,7 +59,7 @@ def find_labels(
     if flat and not any(file_role(p) in ('FLAIR', 'T1w', 'T1gd', 'T2w') for p in flat):
         schema = find_study(flat[0]).schema if source.name.startswith('labelsT') else None
         return {case_name(p): LabelFile(p, schema) for p in flat}
-    labels = {s.id: LabelFile(s.label, s.schema) for s in find_cases(source, split='all') if s.label}
+    labels = {s.id: LabelFile(s.label, s.schema, s) for s in find_cases(source, split='all') if s.label}
     if not labels:
         raise InputError(f'{source}: found cases, but none of them has a label map')
     return labels
@@ -83,18 +84,22 @@ def find_split(
     digest: str,  # of the split that is looked for
     places: Iterable[str | Path | None],  # split files, folders of runs or cohorts, checkpoints
 ) -> Split | None:  # None where it is nowhere
-    "The split with that digest."
+    "The split with that digest; those of the models that come with the package are known too."
+    from neuroseg3d.checkpoint import MODELS
     from neuroseg3d.data import load_split
-    for place in (Path(p) for p in places if p is not None):
-        if place.suffix == '.json' and place.is_file():
-            files = [place]
-        else:
-            around = [place, place.parent, place.parent.parent] if place.is_file() else [place]
-            files = [f for folder in around for f in (folder / 'split.json', *folder.glob('.neuroseg3d/split_*.json'))]
-        for split in (load_split(f) for f in files if f.is_file()):
-            if split.digest == digest:
-                return split
+    files = [f for place in places if place is not None for f in _split_files(Path(place))]
+    for split in (load_split(f) for f in (*files, *MODELS.glob('*_split.json')) if f.is_file()):
+        if split.digest == digest:
+            return split
     return None
+
+
+def _split_files(place: Path) -> list[Path]:
+    "Where splits may lie at a place."
+    if place.suffix == '.json' and place.is_file():
+        return [place]
+    around = [place, place.parent, place.parent.parent] if place.is_file() else [place]
+    return [f for folder in around for f in (folder / 'split.json', *folder.glob('.neuroseg3d/split_*.json'))]
 
 
 def training_hashes(
@@ -226,29 +231,40 @@ def evaluate(
     split: str | Path | None = None,  # split file of the model's run; None looks for it in the cohort
     fold: int | None = None,  # fold that was held out; None: what the manifest beside the predictions says
     allow_training: bool = False,  # score cases that the model was trained on as well
+    over_brain: bool = False,  # confusion of labels over the brain too; reads the images that the references belong to
 ) -> tuple[list[dict], dict]:  # rows, summary
     "Score predictions against references."
     predictions, references = find_labels(pred), find_labels(ref)
     pairs = pair_labels(predictions, references)
     known = _guard(pairs, pred, ref, split, fold, allow_training)
     rows: list[dict] = []
-    counts = np.zeros((4, 4), np.int64)
+    counts: dict[str, dict[str, np.ndarray]] = {}
     for number, (case, ours, truth) in enumerate(pairs, 1):
         both = _read_pair(ours, truth, pred_schema, ref_schema)
         rows += score_case(*both, case=case, empty=empty)
-        counts += voxel_confusion(*both[:2], normalise=None)
+        counts[case] = _counts(*both[:2], truth if over_brain else None)
         if report:
             report(f'[{number}/{len(pairs)}] {case}')
     unscored = sorted(set(references) - {c for c, *_ in pairs}) if len(references) > 1 else []
     summary = {**summarise(rows), 'empty_masks': empty, 'references_without_prediction': unscored, **known,
-               'voxel_confusion': _confusion(counts)}
+               'voxel_confusion': {over: _confusion(sum(c[over] for c in counts.values())) for over in counts[case]}}
     if output_dir is not None:
-        write_metrics(rows, summary, Path(output_dir))
+        write_metrics(rows, summary, Path(output_dir), counts)
     return rows, summary
 
 
+def _counts(ours: np.ndarray, truth: np.ndarray, file: LabelFile | None) -> dict[str, np.ndarray]:
+    "Confusion of a case as counts: over the union of both tumours and, for a reference whose images are known, over the brain."
+    found = {'tumour': voxel_confusion(ours, truth, None, None)}
+    if file is not None:
+        if file.study is None:
+            raise InputError(f'{file.path}: comes without images, so there is no brain to count over; expected a reference in a cohort folder')
+        found['brain'] = voxel_confusion(ours, truth, read_case(file.study, with_label=False).brain, None)
+    return found
+
+
 def _confusion(counts: np.ndarray) -> dict:
-    "Counts over the union of both tumours, and both ways to normalise them: rows are the reference."
+    "Counts, and both ways to normalise them: rows are the reference."
     shares = {f'of_each_{side}_label': normalise_confusion(counts, how) for side, how in (('reference', 'rows'), ('predicted', 'columns'))}
     return {'counts': counts.tolist()} | {k: [[None if np.isnan(v) else float(v) for v in r] for r in m] for k, m in shares.items()}
 
@@ -257,19 +273,43 @@ def write_metrics(
     rows: Iterable[dict],  # of `score_case`
     summary: dict,  # of `summarise`
     output_dir: Path,  # made if absent
+    counts: Mapping[str, Mapping[str, np.ndarray]] | None = None,  # case -> 'tumour', 'brain' -> confusion as counts (4, 4)
 ) -> None:
-    "Write metrics.csv (a row a case and region) and summary.json."
-    rows = list(rows)
+    "Write metrics.csv (a row a case and region), confusion.csv and summary.json."
     output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = output_dir / '.metrics.csv.tmp'
+    _write_table(list(rows), output_dir / 'metrics.csv')
+    if counts:
+        _write_table(confusion_rows(counts), output_dir / 'confusion.csv')
+    temporary = output_dir / '.summary.json.tmp'
+    temporary.write_text(json.dumps(summary, indent=1), encoding='utf-8')
+    os.replace(temporary, output_dir / 'summary.json')
+
+
+def _write_table(rows: Sequence[Mapping], path: Path) -> None:
+    "A CSV file that appears whole or not at all."
+    temporary = path.with_name(f'.{path.name}.tmp')
     with open(temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ['case'])
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, output_dir / 'metrics.csv')
-    temporary = output_dir / '.summary.json.tmp'
-    temporary.write_text(json.dumps(summary, indent=1), encoding='utf-8')
-    os.replace(temporary, output_dir / 'summary.json')
+    os.replace(temporary, path)
+
+
+def confusion_rows(
+    counts: Mapping[str, Mapping[str, np.ndarray]],  # case -> 'tumour', 'brain' -> counts (4, 4), rows reference
+) -> list[dict]:  # the cohort (case is empty), then each case: voxels, and their share of each reference and each predicted label
+    "Confusion matrices of a cohort and its cases as a long table."
+    kinds = list(next(iter(counts.values())))
+    tables = [('', len(counts), over, sum(c[over] for c in counts.values())) for over in kinds]
+    tables += [(case, 1, over, own[over]) for case, own in counts.items() for over in kinds]
+    rows = []
+    for case, n, over, table in tables:
+        shares = [normalise_confusion(table, how) for how in ('rows', 'columns')]  # NaN, an empty cell, where a label does not occur
+        for (r, p), voxels in np.ndenumerate(table):
+            of_each = ['' if np.isnan(s[r, p]) else round(float(s[r, p]), 6) for s in shares]
+            rows.append({'case': case, 'n_cases': n, 'over': over, 'reference': LABEL_NAMES[Label(r)], 'predicted': LABEL_NAMES[Label(p)],
+                         'voxels': int(voxels), 'of_reference': of_each[0], 'of_predicted': of_each[1]})
+    return rows
 
 # %% ../nbs/11a_evaluate.ipynb #448a2671
 def summary_table(
@@ -301,7 +341,7 @@ def compare(
     structures: Iterable[str] = tuple(REGIONS),  # which rows
     seed: int = 0,  # of the bootstrap
     samples: int = 5000,  # bootstrap samples
-) -> dict[str, dict]:  # by structure: n, means of both, difference (second less first), ci95, n_higher, n_equal, n_lower
+) -> dict[str, dict]:  # by structure: n, n_failed, means of both, difference (second less first), ci95, n_higher, ...
     "Paired comparison of two models over the cases that both have."
     tables = [{(r['name'], r['case']): float(r[measure]) for r in side} for side in (rows, other)]
     result = {}
@@ -313,7 +353,9 @@ def compare(
             raise InputError(f'{name}: found no case that both models have a {measure} for, expected some')
         gain = kept[:, 1] - kept[:, 0]
         drawn = gain[np.random.default_rng(seed).integers(0, len(gain), (samples, len(gain)))].mean(1)
-        result[name] = {'n': len(gain), 'n_undefined': len(pairs) - len(kept), 'first': float(kept[:, 0].mean()),
+        failed = [sum(bool(r.get('missed') or r.get('false_positive')) for r in side if r['name'] == name and r['case'] in cases)
+                  for side in (rows, other)]
+        result[name] = {'n': len(gain), 'n_undefined': len(pairs) - len(kept), 'n_failed': failed, 'first': float(kept[:, 0].mean()),
                         'second': float(kept[:, 1].mean()), 'difference': float(gain.mean()),
                         'ci95': [float(v) for v in np.quantile(drawn, (0.025, 0.975))], 'n_higher': int((gain > 0).sum()),
                         'n_equal': int((gain == 0).sum()), 'n_lower': int((gain < 0).sum())}
@@ -325,9 +367,12 @@ def comparison_table(
     measure: str = 'dice',  # for the head
 ) -> str:
     "A comparison as lines of text."
-    lines = [f'{measure}: second less first', 'region    first   second   difference   95 % interval     higher/equal/lower']
+    lines = [f'{measure}: second less first',
+             'region  cases    first   second   difference   95 % interval      higher/equal/lower   missed or invented']
     for name, r in result.items():
         low, high = r['ci95']
-        lines.append(f"{name:<6}  {r['first']:7.3f}  {r['second']:7.3f}  {r['difference']:+11.3f}   {low:+.3f} to {high:+.3f}"
-                     f"   {r['n_higher']}/{r['n_equal']}/{r['n_lower']}")
-    return '\n'.join(lines)
+        interval = f'{low:+.3f} to {high:+.3f}' if r['n'] > 2 else f'{"–":^16}'  # of one or two cases there is none
+        counts = f"{r['n_higher']}/{r['n_equal']}/{r['n_lower']}"
+        lines.append(f"{name:<6}  {r['n']:5}  {r['first']:7.3f}  {r['second']:7.3f}  {r['difference']:+11.3f}   {interval}  {counts:>18}"
+                     f"   {r['n_failed'][0]} and {r['n_failed'][1]}")
+    return '\n'.join([*lines, 'Paired over the cases that both have; bootstrap over cases. A missed or invented region counts as in the scores.'])

@@ -90,6 +90,15 @@ class Agreement:
         return float(self.difference_ml.mean())
 
     @property
+    def bias_ci95_ml(self) -> tuple[float, float]:
+        "Bootstrap interval of the bias, over cases; NaN for one or two of them."
+        n = len(self.difference_ml)
+        if n < 3:
+            return float('nan'), float('nan')
+        drawn = self.difference_ml[np.random.default_rng(0).integers(0, n, (2000, n))].mean(1)
+        return tuple(float(v) for v in np.quantile(drawn, (0.025, 0.975)))
+
+    @property
     def limits_ml(self) -> tuple[float, float]:
         "Limits of agreement; NaN for a single case."
         half = 1.96 * float(self.difference_ml.std(ddof=1)) if len(self.difference_ml) > 1 else float('nan')
@@ -111,8 +120,8 @@ def show_bland_altman(
     rows: Sequence[dict],  # of `score_case`, any number of cases
     structures: Sequence[str] = tuple(REGIONS),  # a panel each
 ) -> Picture:
-    "Volume errors against volumes, with bias and limits of agreement."
-    figure, axes = chart([f'{s}: prediction \N{MINUS SIGN} reference' for s in structures], (3.0 * len(structures), 2.7))
+    "Volume errors against volumes, with bias, its bootstrap interval, and limits of agreement."
+    figure, axes = chart([f'{s}: prediction \N{MINUS SIGN} reference' for s in structures], (3.0 * len(structures), 2.9))
     for ax, name in zip(axes, structures):
         found = bland_altman(rows, name)
         ax.plot(found.mean_ml, found.difference_ml, 'o', color=PALETTE.get(name, _INK), markersize=4.5, markeredgecolor=_INK,
@@ -120,9 +129,12 @@ def show_bland_altman(
         for value, dashes in ((found.bias_ml, '-'), *((v, '--') for v in found.limits_ml)):
             if np.isfinite(value):
                 ax.axhline(value, color=_INK, linewidth=1, linestyle=dashes)
-                ax.annotate(f'{value:+.1f}', (1.0, value), xycoords=('axes fraction', 'data'), fontsize=6.5, color=_INK, ha='right',
+                ax.annotate(f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}'), (1.0, value), xycoords=('axes fraction', 'data'), fontsize=6.5, color=_INK, ha='right',
                             va='bottom')
-        ax.set(xlabel=f'mean of both, mL (n = {len(found.mean_ml)})', ylabel='difference, mL')
+        low, high = found.bias_ci95_ml
+        told = f'bias {found.bias_ml:+.1f} mL' + (f' [{low:+.1f}, {high:+.1f}]' if np.isfinite(low) else '')
+        told = told.replace('-', '\N{MINUS SIGN}')
+        ax.set(xlabel=f'mean of both, mL (n = {len(found.mean_ml)})\n{told}', ylabel='difference, mL')
         ax.margins(0.12)
     return figure
 
@@ -177,7 +189,7 @@ def show_lesions(
         theirs = [] if reference is None else lesion_volumes_ml(np.isin(reference, labels), geometry)
         ax.bar(np.arange(len(ours[:limit])), ours[:limit], 0.62, color=PALETTE[region], alpha=0.85, label='prediction')
         ax.bar(np.arange(len(theirs[:limit])), theirs[:limit], 0.8, fill=False, edgecolor=_INK, linewidth=1.4, label='reference')
-        counts = f'{len(ours)} predicted' + ('' if reference is None else f', {len(theirs)} in the reference')
+        counts = f'{len(ours)} predicted' + ('' if reference is None else f', {len(theirs)} reference')
         n = max(len(ours[:limit]), len(theirs[:limit]), 1)
         ax.set(xticks=range(n), xlim=(-0.6, max(n, 3) - 0.4), xlabel=f'rank by volume ({counts})')
         ax.set_yscale('symlog', linthresh=1)
@@ -206,7 +218,7 @@ def show_confusion(
     matrices: dict[str, np.ndarray],  # title -> (4, 4) shares of `voxel_confusion` or `cohort_confusion`
 ) -> Picture:
     "Confusion matrices, side by side: reference down, prediction across."
-    figure, axes = chart(list(matrices), (3.2 * len(matrices), 3.1))
+    figure, axes = chart(list(matrices), (max(3.2, 9 / len(matrices)) * len(matrices), 3.1))
     names = [LABEL_NAMES[label].replace(' or necrotic core', '').replace(' tumour', '') for label in Label]
     for ax, matrix in zip(axes, matrices.values()):
         ax.imshow(np.nan_to_num(matrix), cmap='Blues', vmin=0, vmax=1)

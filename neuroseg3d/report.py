@@ -17,13 +17,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _figure, _flag_list, _number, _provenance,
+from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _confusion, _figure, _flag_list, _number, _provenance,
                                  _section, quality_flags, write_case, write_page)
 from .checkpoint import Model
 from .core import REGIONS, InputError, labels_to_regions
-from .evaluate import compare, find_labels, find_training_cases, read_manifest
-from .figures import show_bland_altman, show_confusion, show_scores, show_volumes, worst_first
-from .metrics import MEASURES, normalise_confusion, score_case, summarise, voxel_confusion
+from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
+from .figures import show_bland_altman, show_scores, show_volumes, worst_first
+from .metrics import overlap, score_case, summarise, voxel_confusion
+from .infer import trained_on
 from .nifti import Study, find_cases, read_case, read_label
 from .uncertainty import assess_case, coin_entropy, expected_dice
 from .viz import page_head, page_tail, show_planes
@@ -157,13 +158,13 @@ def _comparison(rows: Sequence[CohortRow], other: Sequence[dict], name: str) -> 
         for region, c in compare(other, own, measure).items():
             low, high = (_number(v, digits) for v in c['ci95'])
             told = '' if c['ci95'][0] <= 0 <= c['ci95'][1] or c['n'] < 3 else ' *'
-            cells = [str(c['n']), _number(c['first'], digits), _number(c['second'], digits), _number(c['difference'], digits) + told,
+            cells = [str(c['n']), ' and '.join(map(str, c['n_failed'])), _number(c['first'], digits), _number(c['second'], digits), _number(c['difference'], digits) + told,
                      f'{low} to {high}' if c['n'] > 2 else '\N{EN DASH}', f'{c["n_higher"]} / {c["n_equal"]} / {c["n_lower"]}']
             body += (f'<tr><th scope="row">{_chip(region)} <span class="quiet">{title}</span></th>'
                      + ''.join(f'<td class="num">{x}</td>' for x in cells) + '</tr>')
-    head = ''.join(f'<th class="num">{h}</th>' for h in ('n', 'other', 'this', 'this less other', '95 % interval', 'higher / equal / lower'))
+    head = ''.join(f'<th class="num">{h}</th>' for h in ('n', 'missed or invented', 'other', 'this', 'this less other', '95 % interval', 'higher / equal / lower'))
     return (f'<p>Paired with {escape(name)}, case by case.</p><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
-            f'<tbody>{body}</tbody></table></div><p class="quiet small">Bootstrap over cases. * : the interval does not hold zero; '
+            f'<tbody>{body}</tbody></table></div><p class="quiet small">Bootstrap over cases; what is missed or invented, by the other and by this, counts as in the scores. * : the interval does not hold zero; '
             'nine intervals are looked at, so one of them may do so by chance.</p>')
 
 # %% ../nbs/14_report.ipynb #a826d661
@@ -173,18 +174,14 @@ def _figures(rows: Sequence[CohortRow]) -> str:
     html, intervals = '', {row.id: row.intervals for row in rows}
     if scored:
         html += _figure(show_scores(scored), 'Dice and HD95 of every case', 'A dot a case; line and band: mean and its 95 % bootstrap '
-                        'interval.', True)
-        html += _figure(show_bland_altman(scored), 'Bland-Altman of volumes', 'Volume error against volume, with bias and limits of '
-                        'agreement (Bland and Altman).', True)
+                        'interval; a cross: missed or invented, which counts with 373.1 mm.', True)
+        html += _figure(show_bland_altman(scored), 'Bland-Altman of volumes', 'Volume error against volume, with bias, its bootstrap '
+                        'interval, and limits of agreement (Bland and Altman).', True)
     volumes = scored or [{'case': row.id, 'name': r, 'volume_pred_ml': v} for row in rows for r, v in row.volumes.items()]
     html += _figure(show_volumes(volumes, intervals, [row.id for row in rows]), 'Volumes of every case', 'Predicted volumes'
                     + (', worst cases first.' if scored else '.'), True)
     if scored:
-        tumour, brain = sum(row.confusion for row in rows)
-        tables = {'tumour, of each reference label': normalise_confusion(tumour), 'tumour, of each predicted label':
-                  normalise_confusion(tumour, 'columns'), 'brain, of each reference label': normalise_confusion(brain)}
-        html += _figure(show_confusion(tables), 'Confusion of labels', 'Which label was taken for which, in voxels of all cases: over the '
-                        'union of both tumours, and over the brain.', True)
+        html += _confusion(*sum(row.confusion for row in rows), f'of {sum(bool(row.rows) for row in rows)} cases together')
     return html
 
 
@@ -298,14 +295,19 @@ def _with_files(result: CaseResult, path: Path) -> CaseResult:
     return result
 
 
+_ALIKE = 0.98  # Dice of two label maps below which they are not taken for the same: other hardware moves some voxels of a border
+
+
 def _with_model(result: CaseResult, model: Model, attribute: bool) -> CaseResult:
     "A result with what its model says about its own sureness; another label map than the one on disk is a remark."
     found = assess_case(model, result.case)
     members = len(model.networks) * len(model.windows.flips)
     parts = {f'{p} (WT)': found.native_map('WT', p) for p in ('total', 'aleatoric', 'epistemic')} if members > 1 else {}
-    notes = list(result.notes)
-    if not np.array_equal(found.label, result.prediction):
-        notes.append('uncertainty is that of the model given, whose label map differs from the one reported')
+    alike = {r: overlap(*pair)['dice'] for r, *pair in zip(REGIONS, labels_to_regions(found.label), labels_to_regions(result.prediction))}
+    worst, notes = min(alike, key=alike.get), list(result.notes)
+    if alike[worst] < _ALIKE:
+        notes.append('uncertainty is that of the model given, whose label map is another one than that reported: Dice of the two '
+                     f'{alike[worst]:.2f} for {worst}; another model, or other options?')
     return replace(result, entropy={r: found.native_map(r) for r in REGIONS}, parts=parts, intervals_ml=found.intervals_ml,
                    expected_dice=found.expected_dice, notes=notes,
                    attribution=shapley_values(model, found.model_case) if attribute else None)
@@ -319,17 +321,25 @@ def _cards(pred: str | Path, model: Model | None) -> ModelCard | None:
     return ModelCard.of_manifest(json.loads(entries.pop())) if len(entries) == 1 else None
 
 
-def _trained_warning(pred: str | Path, data: str | Path, split: str | Path | None, allowed: bool) -> list[str]:
+def _trained_on(pred: str | Path, data: str | Path, split: str | Path | None, model: Model | None) -> tuple[list[str], list[str]]:
+    "Cases that the model which predicted them was trained on, and those of which it is not known. Without a manifest, the model given."
+    studies = {s.id: s for s in find_cases(data, split='all')}
+    pairs = [(case, file, LabelFile(next(iter(studies[case].images.values())))) for case, file in find_labels(pred).items() if case in studies]
+    known, places = (trained_on(model.descriptions), model.paths) if model else ((), ())
+    return find_training_cases(pairs, read_manifest(pred), [split, data, *places], known)
+
+
+def _trained_warnings(seen: Sequence[str], unknown: Sequence[str], allowed: bool) -> list[str]:
     "Training cases among the scored ones: an error unless they are asked for."
-    manifest, labels = read_manifest(pred), find_labels(pred)
-    pairs = [(case, file, file) for case, file in labels.items() if case in manifest]
-    seen, unknown = find_training_cases(pairs, manifest, [split, data])
     if seen and not allowed:
-        raise InputError(f'{len(seen)} of {len(labels)} cases were trained on by the model that predicted them: {", ".join(seen[:3])}; '
+        raise InputError(f'{len(seen)} case(s) were trained on by the model that predicted them: {", ".join(seen[:3])}; '
                          'leave them out, or ask for it with allow_training')
     said = [f'{len(seen)} case(s) were trained on ({", ".join(seen[:3])}): their scores say nothing about new patients'] if seen else []
-    unsure = len(unknown) + len(labels) - len(pairs)
-    return said + ([f'not known of {unsure} case(s) whether the model was trained on them: no manifest or no split file'] if unsure else [])
+    return said + ([f'not known of {len(unknown)} case(s) whether the model was trained on them: no manifest or no split file']
+                   if unknown else [])
+
+
+_SEEN = 'the model was trained on this case: its scores say nothing about new patients'
 
 
 def report_cohort(
@@ -347,11 +357,12 @@ def report_cohort(
     attribute: bool = True,  # with a model: also which sequence drove which region
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
-    warned = _trained_warning(pred, data, split, allow_training)
-    other = None
+    seen, unknown = _trained_on(pred, data, split, model)
+    warned, other = _trained_warnings(seen, unknown, allow_training), None
     if compare_with is not None:
         results = read_results(compare_with, data, pred_schema, ref_schema)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
-    results = read_results(pred, data, pred_schema, ref_schema, model, attribute)
+    results = (replace(r, notes=[*r.notes, _SEEN]) if r.case.id in seen else r
+               for r in read_results(pred, data, pred_schema, ref_schema, model, attribute))
     return write_report(results, path, title, made, card=_cards(pred, model), other=other, warnings=warned)

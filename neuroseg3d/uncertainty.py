@@ -275,5 +275,5 @@ def show_uncertainty(
     **options,  # of `show_maps`: planes, modality, at, width_in, ...
 ) -> Picture:
     "Uncertainty maps over a sequence, in the slice that holds most of each."
-    shown = {title: np.where(bits < 0.2, np.nan, bits) for title, bits in maps.items()}
+    shown = {title: np.where((bits < 0.2) | ~case.brain, np.nan, bits) for title, bits in maps.items()}
     return show_maps(case, shown, label=label, regions=tuple(REGIONS) if set(maps) & set(REGIONS) else ('WT',), **options)

@@ -779,7 +779,7 @@ def embed(
     buffer = io.BytesIO()
     image.save(buffer, 'WEBP', quality=quality, method=3)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return (f'<img alt="{escape(alt)}" width="{image.width}" height="{image.height}" loading="lazy" decoding="async" '
+    return (f'<img alt="{escape(alt)}" width="{image.width}" height="{image.height}" decoding="async" '
             f'src="data:image/webp;base64,{data}">')
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import warnings
@@ -15,6 +16,7 @@ from functools import cached_property
 from itertools import combinations, product
 from math import factorial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import nibabel as nib
@@ -23,6 +25,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.stats import rankdata
 from torch import Tensor, nn
@@ -43,7 +46,7 @@ __all__ = ['Coalition', 'Explain', 'METHODS', 'coalitions', 'shapley_weight', 'G
            'dropout_chance', 'shapley_values', 'show_shapley', 'region_logit', 'Part', 'Question', 'ask', 'Sanity',
            'Attribution', 'grad_cam', 'blurred', 'integrated_gradients', 'occlusion', 'blocks', 'randomised',
            'similarity', 'sanity_check', 'sanity_cascade', 'shapley_map', 'Method', 'explain_case', 'show_attribution',
-           'write_map', 'describe_attribution', 'explain_file']
+           'write_map', 'verdict', 'describe_attribution', 'explain_file']
 
 # %% ../nbs/13_xai.ipynb #94666cb3
 Coalition = frozenset[str]
@@ -256,19 +259,18 @@ def show_shapley(
     "Shares of the sequences in each region: support on the left, expected volume on the right."
     games = [('share of the mean probability inside the region', shapley.support),
              ('share of the expected volume, mL', shapley.volume_ml)]
-    figure, axes = chart([title for title, _ in games], (9.0, 2.8))
+    figure, axes = chart([title for title, _ in games], (9.0, 3.2))
     figure.set_facecolor(background)
     for ax, (_, by_region) in zip(axes, games):
         width = 0.8 / max(1, len(by_region))
         for n, (region, game) in enumerate(by_region.items()):
             x = np.arange(len(game.players)) + (n - (len(by_region) - 1) / 2) * width
-            label = f'{region}: {game.baseline:.2f} without any, {game.full:.2f} with all'
+            label = f'{region}: {game.baseline:.3g} without any sequence, {game.full:.3g} with all'
             ax.bar(x, list(game.values.values()), width * 0.92, color=PALETTE[region], label=label)
         ax.axhline(0, color='#7b828c', linewidth=0.8)
         ax.set_xticks(range(len(MODALITIES)), MODALITIES)
-        ax.set_ylim(top=1.55 * max([0.0, *(v for g in by_region.values() for v in g.values.values())]) or 1.0)
         if by_region:
-            ax.legend(fontsize=6.5, frameon=False, labelcolor='#7b828c', loc='upper right')
+            ax.legend(fontsize=6.5, frameon=False, labelcolor='#7b828c', loc='upper center', bbox_to_anchor=(0.5, -0.1))
     return figure
 
 # %% ../nbs/13_xai.ipynb #dafaf165
@@ -774,6 +776,20 @@ def write_map(
     return save_atomically(image, Path(path))
 
 
+def verdict(
+    attribution: Attribution,  # of any method
+) -> str:
+    "What the sanity check said, in words."
+    check = attribution.sanity
+    if check is None:
+        return 'Sanity check: not made.'
+    if np.isnan(check.similarity):
+        return 'Sanity check: the map is empty; it tells nothing.'
+    told = 'the map depends on what was learnt' if check.passed else 'the map does NOT depend on what was learnt: do not believe it'
+    follows = '; where it is large follows the image in part' if check.passed and check.follows_image else ''
+    return f'Sanity check: rank correlation with the map of random weights {check.similarity:.2f}: {told}{follows}.'
+
+
 def describe_attribution(
     attribution: Attribution,  # of any method
 ) -> dict[str, Any]:
@@ -782,7 +798,7 @@ def describe_attribution(
     check = None if a.sanity is None else {**{k: None if np.isnan(v) else v for k, v in asdict(a.sanity).items()}, 'passed': a.sanity.passed, 'size_follows_image': a.sanity.follows_image,
                                           'compared_with': 'all weights drawn anew'}
     return {'title': method.title, 'shows': method.shows, 'does_not_show': method.limits, 'unit': a.unit, 'channels': list(a.channels),
-            'voxels_asked_about': int(a.question.mask.sum()), 'totals': a.totals(), 'facts': a.facts, 'sanity_check': check,
+            'voxels_asked_about': int(a.question.mask.sum()), 'totals': a.totals(), 'facts': a.facts, 'sanity_check': check, 'verdict': verdict(a),
             **({'sequences': a.shapley.to_dict()} if a.shapley else {})}
 
 
@@ -821,7 +837,7 @@ def _write_all(folder: Path, case: Case, question: Question, maps: dict[str, Att
     try:
         for name, a in maps.items():
             made.append(write_map(folder / f'{start}_{name}.nii.gz', a, case))
-            made.append(_write_bytes(folder / f'{start}_{name}.png', show_attribution(case, a).png()))
+            made.append(_write_bytes(folder / f'{start}_{name}.png', _with_words(show_attribution(case, a).png(), [verdict(a), a.limits])))
             if a.shapley:
                 made.append(_write_bytes(folder / f'{start}_sequences.png', show_shapley(a.shapley, 'white').png()))
         return _write_bytes(folder / f'{start}.json', json.dumps(about, indent=1).encode())
@@ -829,6 +845,19 @@ def _write_all(folder: Path, case: Case, question: Question, maps: dict[str, Att
         for path in made:
             path.unlink(missing_ok=True)
         raise
+
+
+def _with_words(png: bytes, paragraphs: Sequence[str]) -> bytes:
+    "A picture with lines of text below: a file that is passed on keeps what has to be known about it."
+    picture = Image.open(io.BytesIO(png)).convert('RGB')
+    font = ImageFont.load_default(11)
+    lines = [line for text in paragraphs for line in wrap(text, int(picture.width / font.getlength('n' * 100) * 105))]
+    page = Image.new('RGB', (picture.width, picture.height + 16 * len(lines) + 12), '#0c0e12')
+    page.paste(picture)
+    ImageDraw.Draw(page).multiline_text((10, picture.height + 4), '\n'.join(lines), fill='#b9c0c8', font=font, spacing=3)
+    buffer = io.BytesIO()
+    page.save(buffer, 'PNG')
+    return buffer.getvalue()
 
 
 def _write_bytes(path: Path, content: bytes) -> Path:

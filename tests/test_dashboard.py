@@ -107,12 +107,18 @@ class Hand:
         while (now := self.pictures()) == before:
             assert time.monotonic() < end, 'no picture changed'
             time.sleep(0.03)
-        time.sleep(0.3)
-        return self.pictures()
+        return self.settled(now)
+
+    def settled(self, now: list[str]) -> list[str]:
+        "Pictures once they stay as they are: all three have come."
+        while (later := (self.browser.settle(None, 0.15), self.pictures())[1]) != now:
+            now = later
+        return now
 
     def shot(self, name: str) -> None:
         if SHOTS:
             import base64
+            time.sleep(1)  # for what moves
             data = self.browser.call('Page.captureScreenshot', format='png')['data']
             (Path(SHOTS) / f'{name}.png').write_bytes(base64.b64decode(data))
 
@@ -120,6 +126,12 @@ class Hand:
 BUTTON = "[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{}')"
 FITS = ("(() => { const p = document.querySelector('.js-plotly-plot');"
         "return p && p._fullLayout && p._fullLayout.width <= p.getBoundingClientRect().width + 1; })()")
+WATCH_BAR = """(() => {
+  const bar = document.querySelector('.progress-bar'), box = bar.closest('.widget-hprogress, .jupyter-widgets');
+  window.lengths = []; window.shown = false;
+  new MutationObserver(() => { window.lengths.push(bar.style.width); window.shown ||= getComputedStyle(bar).visibility === 'visible'; })
+    .observe(box, {attributes: true, subtree: true, attributeFilter: ['style']});
+})()"""
 STATUS = "document.body.innerText.includes('{}')"
 
 
@@ -132,7 +144,6 @@ def test_review_in_a_browser(address, work):
                   "[...document.querySelectorAll('img[alt*=\" slice at \"]')].every(i => i.naturalWidth > 50)")
         hand.wait("Boolean(document.querySelector('canvas'))")
         hand.wait(FITS)  # the mesh takes its place and no more
-        time.sleep(1)
         hand.shot('1_opened')
         first = hand.pictures()
 
@@ -163,8 +174,11 @@ def test_review_in_a_browser(address, work):
         hand.changed(before)
         assert hand.browser.evaluate(BUTTON.format('Error') + '.disabled')
         hand.shot('4_other_case')
+        browser.evaluate(WATCH_BAR)
         hand.click(BUTTON.format('Segment this case'))
         hand.wait(STATUS.format('segmented PHANTOM_002'), 120)
+        assert browser.evaluate('window.shown') and browser.evaluate('window.lengths')[-1] == '100%'  # the bar came, and grew to its end
+        assert browser.evaluate(STATUS.format('Not known whether the model was trained on this case'))
         assert not hand.browser.evaluate(BUTTON.format('Entropy') + '.disabled')
         before = hand.pictures()
         hand.click(BUTTON.format('Entropy'))
@@ -173,7 +187,6 @@ def test_review_in_a_browser(address, work):
         hand.click("[...document.querySelectorAll('.updatemenu-button')].find(b => b.textContent === 'entropy')")  # of the mesh
         hand.wait("Boolean(document.querySelector('.colorbar'))")
         hand.wait(FITS)
-        time.sleep(1)
         hand.shot('5_segmented')
         hand.click(BUTTON.format('Save report'))
         hand.wait(STATUS.format('PHANTOM_002.html'), 60)

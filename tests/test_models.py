@@ -161,3 +161,17 @@ class DiesAt(torch.utils.data.Dataset):
         if index == self.index:
             raise RuntimeError('the machine stops')
         return self.patches[index]
+
+    assert np.array_equal(make_phantom(3, 6, population=Population()).image, usual.image)
+
+
+def test_training_cases_of_the_starter_model_are_known():
+    "Its split comes with it, so that `evaluate` refuses to score what it was trained on."
+    from neuroseg3d.checkpoint import STARTER
+    from neuroseg3d.evaluate import training_hashes
+    from neuroseg3d.data import load_split
+    facts = json.loads(STARTER.with_suffix('.json').read_text())
+    split = load_split(STARTER.with_name('starter_split.json'))
+    assert sorted(split.cases) == sorted(facts['origin']['settings']['real']['cases'])
+    found = training_hashes([{'split_sha256': facts['split_sha256'], 'fold': facts['fold']}], [])
+    assert found == {f['sha256'] for c in split.cases.values() for f in c['files'].values()}
