@@ -10,8 +10,10 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,3 +388,11 @@ def test_quarto_reads_the_same_configuration():
 def test_runner_fails_when_there_is_nothing_to_test():
     done = subprocess.run([sys.executable, 'tools/run_notebooks.py', 'no_such_notebook'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and 'no such notebook' in done.stderr
+
+
+def test_runner_tells_which_cell_failed(tmp_path):
+    from run_notebooks import run
+    for name, cell in {'good': 'assert 1 == 1', 'bad': 'assert 1 == 2, "one is not two"'}.items():
+        nbformat.write(new_notebook(cells=[new_code_cell(cell)]), tmp_path / f'{name}.ipynb')
+        _, passed, output, _ = run(tmp_path / f'{name}.ipynb')
+        assert passed == (name == 'good') and ('one is not two' in output) == (name == 'bad')
