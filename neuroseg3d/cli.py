@@ -89,22 +89,36 @@ def _infer(args, overrides) -> int:
     from neuroseg3d.core import get_schema
     from neuroseg3d.infer import choose_device, infer_cohort, infer_file
     from neuroseg3d.models import resolve_models
+    from neuroseg3d.processes import launched, run_together
     if args.schema:
         get_schema(args.schema)
     studies = find_inputs(args.input_image, args.allow_missing)
+    processes = _processes(args.devices)
+    if processes > 1 and not launched().launcher:
+        return run_together([sys.executable, '-m', 'neuroseg3d.cli', *args.words], processes)
     choose_device(args.device)
     model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
     extras = [name for name, wanted in (('probabilities', args.save_probabilities), ('entropy', args.save_uncertainty)) if wanted]
     options = {'schema': args.schema, 'device': args.device, 'allow_missing': args.allow_missing, 'extras': extras}
-    if len(studies) == 1:
+    if len(studies) == launched().world_size == 1:
         output = Path(args.output_dir) / f'{studies[0].id}.nii.gz'
         volumes = infer_file(model, studies[0], output, say=print, **options).volumes_ml
         print(output, '  '.join(f'{r} {v:.1f} mL' for r, v in volumes.items()), sep='  ')
         return 0
     failures = infer_cohort(model, studies, args.output_dir, **options)
-    for case, error in failures.items():
+    for case, error in failures.items() if launched().rank == 0 else ():
         print(f'neuroseg3d: failed: {case}: {error}', file=sys.stderr)
     return 1 if failures else 0
+
+
+def _processes(devices: str) -> int:
+    "How many processes --devices asks for."
+    if devices == 'auto':
+        import torch
+        return max(1, torch.cuda.device_count())
+    if not devices.isdecimal() or int(devices) < 1:
+        _fail(f'--devices: found {devices!r}, expected a number from 1 on, or auto')
+    return int(devices)
 
 
 def _adjusted(model, args, overrides):
@@ -385,6 +399,7 @@ def _add_infer_options(infer) -> None:
     infer.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),
                        help='average over mirrored copies: all, or any of none x y z xy xz yz xyz')
     infer.add_argument('--allow_missing', action='store_true', help='accept any non-empty subset of the sequences')
+    infer.add_argument('--devices', default='1', metavar='N', help='processes that share the cases, one a GPU; auto: as many as there are GPUs')
     infer.add_argument('--save_probabilities', action='store_true', help='also write probabilities/, a byte a region and voxel')
     infer.add_argument('--save_uncertainty', action='store_true', help='also write entropy/, a byte a voxel')
 

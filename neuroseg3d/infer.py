@@ -30,6 +30,7 @@ from .losses import get_targets, to_regions
 from .nifti import (Study, find_cases, find_study, label_header, read_case, read_label, save_atomically,
                               write_label)
 from .postprocess import Held, Postprocess, apply_rules, search_rules
+from .processes import Place, gather, joined, launched, share
 from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
@@ -62,9 +63,10 @@ class Prediction:
 def choose_device(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 ) -> torch.device:
-    "The device to run on; auto takes CUDA where there is some."
+    "The device to run on; auto takes CUDA where there is some, and one of several processes its own."
     if device == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        own = f':{launched().local_rank % torch.cuda.device_count()}' if torch.cuda.is_available() and launched().launcher else ''
+        return torch.device(f'cuda{own}' if torch.cuda.is_available() else 'cpu')
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
@@ -238,15 +240,28 @@ def infer_cohort(
     allow_missing: bool = False,  # accept any non-empty subset of the sequences
     extras: Iterable[str] = (),  # what else to write, keys of `EXTRAS`
 ) -> dict[str, str]:  # case id -> error, for the cases that failed
-    "Segment every case of a cohort; skip those that this model has finished."
+    "Segment every case of a cohort, or this process's share of it; skip those that this model has finished."
     folder, studies, extras = Path(output_dir), list(studies), tuple(extras)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _Manifest(folder / 'manifest.json', _fingerprint(model))
     outputs = {s.id: [folder / f'{s.id}.nii.gz', *(folder / kind / f'{s.id}.nii.gz' for kind in extras)] for s in studies}
-    todo = [s for s in studies if not manifest.is_done(s, outputs[s.id])]
-    for study in studies:
-        if study not in todo:
-            report(f'{study.id}: done before')
+    with joined() as place:
+        manifest = _Manifest(folder / 'manifest.json', _fingerprint(model), place)
+        todo = gather([s.id for s in studies if place.rank == 0 and not manifest.is_done(s, outputs[s.id])])  # the first one's word
+        for study in studies:
+            if place.rank == 0 and study.id not in todo:
+                report(f'{study.id}: done before')
+        own = share([s for s in studies if s.id in todo], place)
+        failures = dict(gather(list(_infer_all(model, own, outputs, manifest, schema, device, report, allow_missing, extras).items())))
+        if place.rank == 0:
+            manifest.put_together()
+    return failures
+
+
+def _infer_all(
+    model: Model, todo: list[Study], outputs: dict[str, list[Path]], manifest: _Manifest, schema: str | None, device: str,
+    report: Callable[[str], None], allow_missing: bool, extras: tuple[str, ...],
+) -> dict[str, str]:
+    "Segment studies one after another: case id -> error, for the cases that failed."
     failures, began = {}, time.monotonic()
     for number, (study, reading) in enumerate(_read_ahead(todo, allow_missing), 1):
         start = time.monotonic()
@@ -270,16 +285,27 @@ def _time_left(seconds: float, done: int, total: int) -> str:
 
 # %% ../nbs/11_infer.ipynb #89d3745d
 class _Manifest:
-    "What made each output, kept beside the outputs and rewritten after each case."
+    "What made each output, kept beside the outputs and rewritten after each case; of several processes each keeps a part."
 
-    def __init__(self, path: Path, model: dict):
+    def __init__(self, path: Path, model: dict, place: Place):
         self.path, self.model = path, model
+        self.own = path if place.rank == 0 else path.with_name(f'.{path.name}.part{place.rank}')
         self.cases: dict[str, dict] = {}
-        if path.is_file():
+        if place.rank == 0:  # parts are left over where processes were killed
+            self.put_together()
+
+    def put_together(self) -> None:
+        "One file of all parts."
+        parts = sorted(self.path.parent.glob(f'.{self.path.name}.part*'))
+        for path in [p for p in (self.path, *parts) if p.is_file()]:
             try:
-                self.cases = json.loads(path.read_text(encoding='utf-8'))['cases']
+                self.cases |= json.loads(path.read_text(encoding='utf-8'))['cases']
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f'{path}: not a manifest that this version can read: {error}') from None
+        if parts:
+            self.write()
+            for path in parts:
+                path.unlink()
 
     def is_done(self, study: Study, outputs: Iterable[Path]) -> bool:
         "Whether this model made these outputs of this input."
@@ -293,9 +319,13 @@ class _Manifest:
         self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: _sha256(p) for p in files},
                                 'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions(),
                                 'volumes_ml': prediction.volumes_ml, 'intervals_ml': _finite(prediction.intervals_ml)}
-        temporary = self.path.with_name(f'.{self.path.name}.tmp')
+        self.write()
+
+    def write(self) -> None:
+        "Write what this process knows."
+        temporary = self.path.with_name(f'.{self.path.name}.{os.getpid()}.tmp')
         temporary.write_text(json.dumps({'cases': self.cases}, indent=1), encoding='utf-8')
-        os.replace(temporary, self.path)
+        os.replace(temporary, self.own)
 
 
 def _inputs(study: Study) -> dict[str, list]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ T = TypeVar('T')
 
 # %% auto #0
 __all__ = ['T', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'joined', 'device_layout', 'share',
-           'gather', 'run_while_parent_lives', 'start_attached']
+           'gather', 'run_while_parent_lives', 'start_attached', 'run_together']
 
 # %% ../nbs/00b_processes.ipynb #bed2ae83
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ def joined() -> Iterator[Place]:
     "Meet the other processes that a launcher has started, so that `gather` gathers; alone, nothing happens."
     import torch.distributed as dist
     place = launched()
-    if place.world_size == 1 or dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():  # they have met already
+        yield Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.num_nodes, place.launcher)
+        return
+    if place.world_size == 1:
         yield place
         return
     os.environ.update(meeting_place())
@@ -175,3 +180,26 @@ def start_attached(
     code = ('import sys; from neuroseg3d.processes import run_while_parent_lives; '
             f'sys.exit(run_while_parent_lives({[list(c) for c in commands]!r}, {patience_s}))')
     return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.DEVNULL, start_new_session=True, **options)
+
+
+def run_together(
+    command: Sequence[str],  # the same for all
+    processes: int,  # of this machine
+) -> int:  # exit code: 0 when all of them are done, else that of the first that failed
+    "Run a command in several processes that find torchrun's variables; when one fails, the others are ended."
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes), 'GROUP_RANK': '0',
+                           'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    shared['OMP_NUM_THREADS'] = shared.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // processes))
+    children = [start_attached([command], env=shared | {'RANK': str(n), 'LOCAL_RANK': str(n)}) for n in range(processes)]
+    try:
+        while any(c.poll() is None for c in children) and not any(c.poll() for c in children):
+            time.sleep(0.05)
+        return next((c.returncode for c in children if c.returncode), 0)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGTERM)
+            child.wait()

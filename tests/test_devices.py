@@ -6,10 +6,10 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import torch
 from neuroseg3d.cli import main
 from neuroseg3d.phantom import write_cohort
 
+BIN = Path(sys.executable).parent
 STEPS = 4
 # float64: in float32 the order of a sum decides which way a leaky ReLU bends, and training enlarges such differences
 WORDS = ['train', '--data.root', 'cohort', '--data.n_folds', '2', '--data.patch_size', '16', '--data.batch_size', '2',
@@ -51,14 +52,14 @@ def two_machines(rank: int, port: str) -> dict[str, str]:
     return {'NODE_RANK': rank, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
 
 
-def process(folder: Path, environment: dict, words: list, stop_at: int | None) -> None:
+def process(folder: Path, run: str, environment: dict, words: list, stop_at: int | None) -> None:
     "The command line, which notes what it says, validates and writes, and may end without goodbye before a step."
     os.environ.update({k: str(v) for k, v in environment.items()})
     os.chdir(folder)
     torch.set_num_threads(1)
     import neuroseg3d.train as train
     rank = next((environment[k] for k in ('RANK', 'SLURM_PROCID', 'NODE_RANK') if k in environment), 0)
-    name = f'{words[words.index("--trainer.output_dir") + 1]}.{rank}'
+    name = f'{run}.{rank}'
     validated, changed = [], []
 
     class Notes(train.pl.Callback):
@@ -79,7 +80,7 @@ def process(folder: Path, environment: dict, words: list, stop_at: int | None) -
 
     def audit(event, args):
         writes = event in ('os.rename', 'os.link', 'os.remove', 'os.mkdir') or event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if writes and f'{name[:-2]}/' in f'{args[0]}/':
+        if writes and f'{run}/' in f'{args[0]}/':
             changed.append(f'{event} {args[0]}')
     sys.addaudithook(audit)
     with open(f'{name}.txt', 'w') as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -92,17 +93,21 @@ SERVER = multiprocessing.get_context('forkserver')  # it imports once what its c
 SERVER.set_forkserver_preload(['neuroseg3d.train', 'neuroseg3d.cli', 'test_devices'])
 
 
-def together(folder: Path, run: str, environments: list[dict], *more: str, stop_at: int | None = None) -> list[dict]:
+def together(folder: Path, run: str, environments: list[dict], words: list, stop_at: int | None = None, code: int = 0) -> list[dict]:
     "What the processes of a run have noted."
-    words = [*WORDS, '--trainer.output_dir', run, *more]
-    children = [SERVER.Process(target=process, args=(folder, e, words, stop_at)) for e in environments]
+    children = [SERVER.Process(target=process, args=(folder, run, e, words, stop_at)) for e in environments]
     for child in children:
         child.start()
     for child in children:
         child.join(120)
     said = '\n'.join(f.read_text() for f in sorted(folder.glob(f'{run}.*.txt')))
-    assert [c.exitcode for c in children] == [0 if stop_at is None else 9] * len(children), said
+    assert [c.exitcode for c in children] == [code if stop_at is None else 9] * len(children), said
     return [json.loads((folder / f'{run}.{rank}.json').read_text()) for rank in range(len(children))] if stop_at is None else []
+
+
+def train(folder: Path, run: str, environments: list[dict], *more: str, stop_at: int | None = None) -> list[dict]:
+    "Train in processes."
+    return together(folder, run, environments, [*WORDS, '--trainer.output_dir', run, *more], stop_at)
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +115,7 @@ def work(tmp_path_factory) -> Path:
     "A folder with a cohort, and a run of one process."
     folder = tmp_path_factory.mktemp('work')
     write_cohort(folder / 'cohort', n=5, n_test=3, spacing_mm=6, workers=1, progress=False)
-    together(folder, 'one', [{}])
+    train(folder, 'one', [{}])
     return folder
 
 
@@ -136,7 +141,7 @@ def assert_same(run: Path, other: Path) -> None:
 def two(work) -> list[dict]:
     "What the two processes of run 'two' have noted."
     port = free_port()
-    return together(work, 'two', [torchrun(rank, port) for rank in (0, 1)])
+    return train(work, 'two', [torchrun(rank, port) for rank in (0, 1)])
 
 
 def test_two_processes_do_what_one_does(work, two):
@@ -164,15 +169,67 @@ def test_one_process_writes_and_speaks(work, two):
 def test_from_two_to_one(work):
     "Two processes that srun has started are lost; one goes on."
     port = free_port()
-    together(work, 'fewer', [srun(rank, port) for rank in (0, 1)], stop_at=3)
+    train(work, 'fewer', [srun(rank, port) for rank in (0, 1)], stop_at=3)
     assert torch.load(work / 'fewer/checkpoints/last.ckpt', weights_only=True)['global_step'] == 3
-    together(work, 'fewer', [{}], '--resume', 'auto')
+    train(work, 'fewer', [{}], '--resume', 'auto')
     assert_same(work / 'fewer', work / 'one')
 
 
 def test_from_one_to_two(work):
     "One process is lost; two go on, each on a machine of its own."
-    together(work, 'more', [{}], stop_at=3)
+    train(work, 'more', [{}], stop_at=3)
     port = free_port()
-    together(work, 'more', [two_machines(rank, port) for rank in (0, 1)], '--trainer.num_nodes', '2', '--resume', 'auto')
+    train(work, 'more', [two_machines(rank, port) for rank in (0, 1)], '--trainer.num_nodes', '2', '--resume', 'auto')
     assert_same(work / 'more', work / 'one')
+
+
+# ---- a cohort
+
+def infer(run: str) -> list[str]:
+    return ['infer', '--ckpt_path', 'one/checkpoints/best.ckpt', '--input_image', 'new', '--output_dir', run, '--device', 'cpu']
+
+
+@pytest.fixture(scope='module')
+def new(work) -> list[str]:
+    "Four new cases, of which one is damaged; the one that works alone segments them into 'alone'."
+    shutil.copytree(work / 'cohort' / 'imagesTs', work / 'new')
+    files = sorted((work / 'new').glob('*.nii.gz'))
+    (work / 'new' / f'A_{files[0].name}').write_bytes(files[0].read_bytes()[:3000])
+    together(work, 'alone', [{}], infer('alone'), code=1)
+    return [f.name.removesuffix('.nii.gz') for f in files]
+
+
+def cases(folder: Path) -> dict[str, dict]:
+    return json.loads((folder / 'manifest.json').read_text())['cases']
+
+
+def test_processes_share_a_cohort(work, new):
+    port = free_port()
+    notes = together(work, 'shared', [torchrun(rank, port) for rank in (0, 1)], infer('shared'), code=1)
+    made = [{Path(c.split()[-1]).name for c in n['changed'] if c.startswith('os.rename') and '.nii' in c} for n in notes]
+    assert all(len(m) == 2 or len(m) == 1 for m in made) and sum(map(len, made)) == len(new) and not made[0] & made[1]
+    ours, theirs = cases(work / 'shared'), cases(work / 'alone')
+    assert sorted(ours) == sorted(theirs) == new
+    for case in new:
+        assert (work / 'shared' / f'{case}.nii.gz').read_bytes() == (work / 'alone' / f'{case}.nii.gz').read_bytes()
+        assert ours[case]['sha256'] == theirs[case]['sha256']
+    said = [(work / f'shared.{rank}.txt').read_text() for rank in (0, 1)]
+    assert [s.count('neuroseg3d: failed: A_') for s in said] == [1, 0]  # all end with its exit code, one tells
+    assert sorted(f.name for f in (work / 'shared').iterdir()) == sorted(['manifest.json', *(f'{c}.nii.gz' for c in new)])
+
+
+def test_a_cohort_goes_on_after_a_loss(work, new):
+    "Parts of a manifest that killed processes left behind count, and the case that is missing is made."
+    folder = work / 'again'
+    shutil.copytree(work / 'alone', folder)
+    whole = cases(folder)
+    for name, kept in (('manifest.json', new[:1]), ('.manifest.json.part1', new[1:2])):
+        (folder / name).write_text(json.dumps({'cases': {c: whole[c] for c in kept}}))
+    (folder / f'{new[2]}.nii.gz').unlink()
+    (work / 'new' / f'A_{new[0]}.nii.gz').unlink()  # the damaged one
+    done = subprocess.run([BIN / 'torchrun', '--nproc_per_node', '2', '--master_port', free_port(), '-m', 'neuroseg3d.cli', *infer('again')],
+                          cwd=work, capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.count(f'{c}: done before') for c in new] == [1, 1, 0] and done.stdout.count(f'[1/1] {new[2]}') == 1
+    assert sorted(cases(folder)) == new and not list(folder.glob('.manifest*'))
+    assert (folder / f'{new[2]}.nii.gz').read_bytes() == (work / 'alone' / f'{new[2]}.nii.gz').read_bytes()
