@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .core import LABEL_NAMES, REGIONS, InputError, Label
-from .metrics import WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
+from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from .nifti import Study, file_role, find_cases, find_study, read_case, read_label, stem
 
 if TYPE_CHECKING:
@@ -317,15 +317,17 @@ def summary_table(
     structures: Iterable[str] = tuple(REGIONS),  # rows of the table
 ) -> str:
     "The scores by region as lines of text."
-    lines = ['region   Dice   95 % interval   HD95 mm   cases   missed   false positive']
+    lines = ['region   Dice   95 % interval   HD95 mm   lesion Dice   lesion HD95 mm   cases   missed   false positive']
     for name in structures:
         s = summary[name]
         (low, high), dice, hd95 = s['dice']['ci95'], s['dice']['mean'], s['hd95_mm']['mean']
         interval = f'{low:5.3f} – {high:5.3f}' if s['n'] > 2 else f'{"–":^13}'  # of one or two cases there is none
-        lines.append(f"{name:<6}  {dice:5.3f}   {interval}  {hd95:8.1f}  {s['n']:6}  {s['n_missed']:7}"
+        lesions = f"{s['lesion_dice']['mean']:12.3f}  {s['lesion_hd95_mm']['mean']:15.1f}"
+        lines.append(f"{name:<6}  {dice:5.3f}   {interval}  {hd95:8.1f}  {lesions}  {s['n']:6}  {s['n_missed']:7}"
                      f"  {s['n_false_positive']:15}")
     policy = {'brats': f'worst value (Dice 0, {WORST_MM:.0f} mm)', 'nan': 'undefined where a mask is empty'}
     lines.append(f"Means over cases with bootstrap intervals; a missed or invented region: {policy[summary['empty_masks']]}")
+    lines.append(f'By lesion as in BraTS 2023: each lesion that is missed or invented counts as Dice 0 and {LESION_WORST_MM:.0f} mm')
     if summary['training_cases']:
         lines.append(f"WARNING: {len(summary['training_cases'])} case(s) were trained on: no estimate for new patients")
     if summary['not_known_whether_trained_on']:

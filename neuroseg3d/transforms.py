@@ -215,6 +215,11 @@ def _do(volume: torch.Tensor, op: Operation, mode: str) -> torch.Tensor:
     return _resample(volume, op, mode) if op['step'] == 'resample' else {'crop': _crop, 'turn': _turn}[op['step']](volume, op)
 
 
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    "An array as a tensor; PyTorch cannot look at a mirrored one without a copy."
+    return torch.from_numpy(array if min(array.strides) >= 0 else array.copy())
+
+
 def _carry(volume: torch.Tensor, steps: Sequence[Operation], mode: str = 'bilinear') -> torch.Tensor:
     "A volume (C, X, Y, Z) taken through some steps; a copy."
     for op in steps:
@@ -225,9 +230,9 @@ def _carry(volume: torch.Tensor, steps: Sequence[Operation], mode: str = 'biline
 def _carry_image(image: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
     "An image taken through all steps; voxels that interpolation gave less than half of a brain voxel are zero."
     if not steps[2:]:
-        return _carry(torch.from_numpy(image), steps)
+        return _carry(_tensor(image), steps)
     carried, brain = [], None
-    for channel in torch.from_numpy(image):
+    for channel in _tensor(image):
         volume = _carry(channel[None], steps[:2])
         brain = volume != 0 if brain is None else brain.logical_or_(volume != 0)
         carried.append(_resample(volume, steps[2], 'bilinear'))
@@ -236,7 +241,7 @@ def _carry_image(image: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
 
 def _carry_label(label: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
     "A label map (X, Y, Z) taken through the same steps: exactly, or as regions where voxels change size."
-    volume = _carry(torch.from_numpy(label[None]), steps[:2])
+    volume = _carry(_tensor(label[None]), steps[:2])
     for op in steps[2:]:
         regions = [_resample(torch.from_numpy(r[None].astype(np.float32)), op, 'bilinear')[0].numpy() >= _HALF
                    for r in labels_to_regions(volume[0].numpy())]

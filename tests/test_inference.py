@@ -1,6 +1,7 @@
 "A scan as it is goes in, its label map comes out on the same grid: every orientation, type, scale, layout, in one process."
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from neuroseg3d.checkpoint import Model
-from neuroseg3d.core import MODALITIES, InputError, labels_to_regions
+from neuroseg3d import windows
+from neuroseg3d.checkpoint import Model, load_model
+from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
 from neuroseg3d.infer import infer_cohort, infer_file, predict_case
 from neuroseg3d.nifti import find_cases, read_case
 from neuroseg3d.phantom import make_phantom
@@ -34,8 +36,7 @@ class Threshold(torch.nn.Module):
 
 
 def model(spacing_mm=(4.0, 4.0, 4.0), network=None) -> Model:
-    windows = Windows(size=(24, 24, 24), precision='32')
-    return Model([network or Threshold()], Space(spacing_mm), windows, 'regions', [{'schema': 'msd'}], [Path('stand-in')])
+    return Model([network or Threshold()], Space(spacing_mm), Windows(size=(24, 24, 24), precision='32'), 'regions', [{'schema': 'msd'}], [Path('stand-in')])
 
 
 @pytest.fixture(scope='module')
@@ -130,33 +131,119 @@ def test_a_mirrored_head_gets_the_mirrored_mask_from_a_network_that_is_not_symme
     torch.manual_seed(0)
     network = UNet(UNetConfig(filters=(4, 6), strides=(1, 2), deep_supervision=0))
     image = to_model_space(phantom, Space((4.0, 4.0, 4.0))).image[:, :21, :33, :15]
-    windows = Windows(size=(12, 16, 16), flips=FLIPS, precision='32')
-    straight = predict_probabilities(network, image, windows)
+    config = Windows(size=(12, 16, 16), flips=FLIPS, precision='32')
+    straight = predict_probabilities(network, image, config)
     for axes in ((1,), (2, 3)):
-        assert torch.allclose(predict_probabilities(network, image.flip(axes), windows).flip(axes), straight, atol=1e-5)
+        assert torch.allclose(predict_probabilities(network, image.flip(axes), config).flip(axes), straight, atol=1e-5)
 
 
-def test_training_validation_and_inference_see_the_same_arrays(phantom, tmp_path, monkeypatch):
-    "What reaches the network in inference is what the data module gives training and validation, bit for bit."
-    from neuroseg3d import data, infer
-    from neuroseg3d.phantom import write_cohort
-    root = write_cohort(tmp_path / 'cohort', n=2, seed=5, spacing_mm=4, workers=1, progress=False)
-    space, seen = Space((4.0, 4.0, 4.0)), {}
+class Witness(Threshold):
+    "Keeps the first window that it is shown: the whole volume, where windows are as large."
 
-    def look(networks, image, *args, **kwargs):
-        seen['image'] = image
-        return torch.zeros(3, *image.shape[1:])
+    def __init__(self):
+        super().__init__()
+        self.seen = None
 
-    monkeypatch.setattr(infer, 'predict_probabilities', look)
-    for study in find_cases(root):
-        infer.predict_case(model(), read_case(study, with_label=False))
-        expected = to_model_space(read_case(study), space)
-        assert torch.equal(seen['image'], expected.image)
-    module = data.SegmentationData(data.Data(root=str(root), cache_dir=str(tmp_path / 'cache'), n_folds=1, loader='none'), space)
-    module.setup('fit')
-    for batch in module.val_dataloader():
-        infer.predict_case(model(), read_case(next(s for s in find_cases(root) if s.id == batch['case_id'][0]), with_label=False))
-        assert torch.equal(batch['image'][0], seen['image'])
+    def forward(self, x):
+        self.seen = x[0].clone() if self.seen is None else self.seen
+        return super().forward(x)
+
+
+def cohort_of(case, folder: Path) -> Path:
+    "A cohort of one case in the layout of the Decathlon."
+    names = {'0': 'background', '1': 'edema', '2': 'non-enhancing tumor', '3': 'enhancing tumour'}
+    for part, image in (('imagesTr', stored(case)), ('labelsTr', nib.Nifti1Image(case.label, case.geometry.affine))):
+        (folder / part).mkdir(parents=True)
+        nib.save(image, folder / part / 'P_1.nii.gz')
+    (folder / 'dataset.json').write_text(json.dumps({'modality': dict(enumerate(MODALITIES)), 'labels': names}))
+    return folder
+
+
+def holds_patch(volume: torch.Tensor, patch: torch.Tensor) -> bool:
+    "Whether a patch is a part of a volume, with zeros around it."
+    size = patch.shape[1]
+    padded, middle = torch.nn.functional.pad(volume, [size] * 6), size // 2
+    places = (padded[0] == patch[0, middle, middle, middle]).nonzero() - middle
+    return any(torch.equal(padded[:, x:x + size, y:y + size, z:z + size], patch) for x, y, z in places.tolist())
+
+
+def test_training_validation_inference_uncertainty_and_explanation_see_the_same_arrays(phantom, tmp_path):
+    "What reaches the network is the same in every room, bit for bit: there is one preprocessing."
+    from neuroseg3d import xai
+    from neuroseg3d.augment import Augment
+    from neuroseg3d.data import Data, SegmentationData
+    from neuroseg3d.uncertainty import assess_case, validation_case
+    root = cohort_of(phantom, tmp_path / 'cohort')
+    case = read_case(find_cases(root)[0])
+    whole = replace(model(), windows=Windows(size=(999, 999, 999), precision='32'))
+    expected = to_model_space(case, whole.space).image
+    rooms = {'inference': lambda m: predict_case(m, replace(case, label=None)), 'uncertainty': lambda m: assess_case(m, case),
+             'calibration': lambda m: validation_case(m, case), 'Shapley values': lambda m: xai.shapley_values(m, case),
+             'maps': lambda m: xai.ask(m, case, 'WT').score()}
+    for room, enter in rooms.items():
+        witness = Witness()
+        enter(replace(whole, networks=[witness]))
+        assert torch.equal(witness.seen, expected), room
+    for cache in ('ram', 'disk'):
+        settings = Data(root=str(root), cache_dir=str(tmp_path / cache), n_folds=1, loader='none', cache=cache, patch_size=(9, 9, 9))
+        module = SegmentationData(settings, whole.space, Augment.off(), progress=False)
+        module.setup('fit')
+        assert torch.equal(next(iter(module.val_dataloader()))['image'][0], expected), cache
+        module.end_step = 2
+        patches = torch.cat([batch['image'] for batch in module.train_dataloader()])
+        assert len(patches) == 4 and all(holds_patch(expected, patch) for patch in patches), cache
+        assert not holds_patch(expected, patches[0] + 1e-3)
+
+
+FITS = ('one window', 'sums on the CPU', 'the CPU alone')
+
+
+@pytest.mark.parametrize('fits', FITS)
+def test_out_of_memory_steps_down_and_says_so(fits, monkeypatch):
+    "The steps from a GPU that is too small; the last one is taken for real, whatever plan it belongs to."
+    real, tried, said = windows._predict, [], []
+    enough = {'one window': lambda p: p.batch == 1, 'sums on the CPU': lambda p: p.sums.type == 'cpu',
+              'the CPU alone': lambda p: p.device.type == 'cpu'}[fits]
+
+    def cramped(networks, image, config, activation, plan, *rest):
+        tried.append(plan)
+        if not enough(plan):
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return real(networks, image, config, activation, windows._Plan(torch.device('cpu'), torch.device('cpu'), 1), *rest)
+
+    monkeypatch.setattr(windows, '_predict', cramped)
+    monkeypatch.setattr(torch.nn.Module, 'to', lambda self, *args, **kwargs: self)  # there is no GPU to move to
+    image = torch.rand(4, 20, 21, 22)
+    found = predict_probabilities(Threshold(), image, Windows(size=(16, 16, 16), batch=4, precision='32'), device='cuda', say=said.append)
+    monkeypatch.undo()
+    assert torch.equal(found, predict_probabilities(Threshold(), image, Windows(size=(16, 16, 16), precision='32')))
+    names = ['network on cuda, sums on cuda, 4 window(s) at a time', 'network on cuda, sums on cuda, 1 window(s) at a time',
+             'network on cuda, sums on cpu, 1 window(s) at a time', 'network on cpu, sums on cpu, 1 window(s) at a time']
+    assert [str(plan) for plan in tried] == names[:len(tried)] and len(tried) == 2 + FITS.index(fits)
+    assert said == [f'out of memory ({a}); trying again: {b}' for a, b in zip(names, names[1:len(tried)])]
+
+
+def test_memory_that_never_suffices_is_an_error():
+    class Full(Threshold):
+        def forward(self, x):
+            raise torch.OutOfMemoryError('out of memory')
+
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_probabilities(Full(), torch.rand(4, 20, 21, 22), Windows(size=(16, 16, 16), batch=2), say=lambda line: None)
+
+
+def test_the_starter_model_gives_the_same_mask_in_the_world(phantom):
+    "Flipped, rotated and re-oriented copies, through a network that is neither local nor symmetric."
+    starter = load_model()
+    expected = predict_case(starter, phantom, 'cpu').label
+    assert labels_to_regions(expected).sum((1, 2, 3)).min() > 10
+    for code in ('LAS', 'RPI', 'ARS', 'LPS', 'IPR'):  # mirrored; turned over; a quarter turn; as DICOM has it; all at once
+        ornt = ornt_transform(axcodes2ornt('RAS'), axcodes2ornt(code))
+        image = np.moveaxis(apply_orientation(np.moveaxis(phantom.image, 0, -1), ornt), -1, 0)
+        grid = Geometry(image.shape[1:], phantom.geometry.affine @ inv_ornt_aff(ornt, phantom.geometry.shape))
+        label = predict_case(starter, Case('copy', image, grid), 'cpu').label
+        back = apply_orientation(label, ornt_transform(axcodes2ornt(code), axcodes2ornt('RAS')))
+        assert min(dice(back, expected)) >= 0.99, code
 
 
 def test_missing_sequences_are_zeros_and_said(phantom, tmp_path):
