@@ -169,7 +169,7 @@ def _flag_list(flags: Sequence[str]) -> str:
 # %% ../nbs/13a_casepage.ipynb #f58feb72
 def _numbers(result: CaseResult, lesions: Mapping[str, Sequence[Diameters]], alpha: float) -> str:
     "A row a region."
-    head = ['Volume<br>mL', f'{1 - alpha:.0%} interval<br>mL', 'Longest \N{MULTIPLICATION SIGN} perpendicular<br>mm', 'Expected<br>Dice']
+    head = ['Volume<br>mL', f'{100 * (1 - alpha):.0f} % interval<br>mL', 'Longest \N{MULTIPLICATION SIGN} perpendicular<br>mm', 'Expected<br>Dice']
     head += ['Reference<br>mL', 'Dice', 'HD95<br>mm', 'Surface Dice<br>1 mm'] if result.compared else []
     body = ''
     for region in REGIONS:
@@ -338,11 +338,10 @@ class ModelCard:
         about, known = model.descriptions[0], model_facts(model.descriptions[0])
         parameters = sum(p.numel() for p in model.networks[0].parameters())
         trained = ', '.join(f'{about[k]} {name}' for k, name in (('n_train', 'training'), ('n_val', 'validation')) if about.get(k))
-        held = 'nobody held out' if about.get('fold') in (None, 'all') else f'fold {about["fold"]} held out'
         facts = {'checkpoints': ', '.join(p.name for p in model.paths), 'made with': f'neuroseg3d {about["version"]}',
                  'architecture': f'3D U-Net, {known["architecture"].get("preset") or "custom"}, {parameters / 1e6:.2f} million parameters, '
                                  f'{len(model.networks)} network(s)',
-                 'trained on': f'{trained or _n_trained(model)} cases, label schema {about.get("schema")}, {held}',
+                 'trained on': f'{trained or _n_trained(model)} cases, label schema {about.get("schema")}, {_held(about.get("fold"))}',
                  'split': about.get('split_sha256') or 'not stored', 'grid': ' × '.join(f'{s:g}' for s in model.space.spacing_mm) + ' mm',
                  'inference': repr(model.windows), 'post-processing': repr(rules_of(model))}
         return cls(facts, stored_calibration(model))
@@ -352,7 +351,9 @@ class ModelCard:
         "The card of a model as far as a manifest of `infer` tells."
         names = {'checkpoints': 'checkpoints', 'weights_sha256': 'weights (SHA-256)', 'trained_on': 'trained on (split, fold held out)',
                  'windows': 'inference', 'postprocess': 'post-processing'}
-        facts = {name: entry[k] if isinstance(entry[k], str) else json.dumps(entry[k]) for k, name in names.items() if k in entry}
+        plain = {**entry, 'checkpoints': ', '.join(entry.get('checkpoints', [])), 'trained_on': '; '.join(
+            f'{t["split_sha256"] or "not stored"}, {_held(t["fold"])}' for t in entry.get('trained_on', []))}
+        facts = {name: plain[k] for k, name in names.items() if k in entry}
         return cls(facts, Calibration.from_dict(entry['calibration']) if entry.get('calibration') else None)
 
     @property
@@ -363,12 +364,17 @@ class ModelCard:
             return _terms({**facts, 'calibration': 'none: probabilities are as the network says them'}) + _INTENDED
         pairs = [f'{r} {t:.2f} (error {a:.3f} → {b:.3f})' for r, t, a, b in zip(REGIONS, c.temperature, c.ece_before, c.ece_after)]
         facts['calibration'] = f'{c.n_cases} validation cases; temperature ' + ', '.join(pairs)
-        facts['volume intervals'] = (f'split-conformal, {1 - c.alpha:.0%}' if all(math.isfinite(q) for q in c.quantile) else
-                                     f'none: {c.n_cases} validation cases are too few for {1 - c.alpha:.0%}')
+        facts['volume intervals'] = (f'split-conformal, {100 * (1 - c.alpha):.0f} %' if all(math.isfinite(q) for q in c.quantile) else
+                                     f'none: {c.n_cases} validation cases are too few for {100 * (1 - c.alpha):.0f} %')
         diagrams = {r: c.diagram(r) for r in c.curves}
         figure = _figure(show_reliability(diagrams, 'Reliability on validation cases'), 'Reliability diagrams',
                          'Near the tumour, with the temperature: what the model says against what is.', True) if diagrams else ''
         return _terms(facts) + figure + _INTENDED
+
+
+def _held(fold: int | str | None) -> str:
+    "Who did not take part in training."
+    return 'nobody held out' if fold in (None, 'all') else f'fold {fold} held out'
 
 
 def _n_trained(model: Model) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def _train(args, overrides) -> int:
 def _infer(args, overrides) -> int:
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.core import get_schema
-    from neuroseg3d.infer import choose_device, infer_cohort, infer_file
+    from neuroseg3d.infer import choose_device, infer_cohort, infer_file, note_prediction
     from neuroseg3d.models import resolve_models
     from neuroseg3d.processes import launched, run_together
     if args.schema:
@@ -102,8 +103,10 @@ def _infer(args, overrides) -> int:
     options = {'schema': args.schema, 'device': args.device, 'allow_missing': args.allow_missing, 'extras': extras}
     if len(studies) == launched().world_size == 1:
         output = Path(args.output_dir) / f'{studies[0].id}.nii.gz'
-        volumes = infer_file(model, studies[0], output, say=print, **options).volumes_ml
-        print(output, '  '.join(f'{r} {v:.1f} mL' for r, v in volumes.items()), sep='  ')
+        began = time.monotonic()
+        prediction = infer_file(model, studies[0], output, say=print, **options)
+        note_prediction(model, studies[0], output, time.monotonic() - began, prediction)
+        print(output, '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items()), sep='  ')
         return 0
     failures = infer_cohort(model, studies, args.output_dir, **options)
     for case, error in failures.items() if launched().rank == 0 else ():
@@ -126,13 +129,18 @@ def _adjusted(model, args, overrides):
     from dataclasses import replace
 
     from neuroseg3d.infer import fast_model
-    from neuroseg3d.windows import FLIPS
     model = replace(model, windows=_windows(model.windows, args.config_dir, overrides))
     if args.fast:
         model = fast_model(model, args.device)
-    if args.tta:
-        model = replace(model, windows=replace(model.windows, flips=FLIPS if 'all' in args.tta else tuple(args.tta)))
-    return model
+    return _mirrored(model, args.tta) if args.tta else model
+
+
+def _mirrored(model, flips):
+    "The model, averaging over mirrored copies."
+    from dataclasses import replace
+
+    from neuroseg3d.windows import FLIPS
+    return replace(model, windows=replace(model.windows, flips=FLIPS if 'all' in flips else tuple(flips)))
 
 
 def _postprocess(args, overrides) -> int:
@@ -199,7 +207,7 @@ def _evaluate(args, overrides) -> int:
         other, _ = evaluate(args.compare, args.ref, Path(args.output_dir) / 'compared', **options)
         print(f'\nfirst: {args.compare}, second: {args.pred}')
         print(comparison_table(compare(other, rows)))
-    print(f'{Path(args.output_dir) / "metrics.csv"}')
+    print(*(Path(args.output_dir) / name for name in ('metrics.csv', 'confusion.csv', 'summary.json')), sep='\n')
     return 0
 
 
@@ -224,6 +232,10 @@ def _report(args, overrides) -> int:
     from neuroseg3d.models import resolve_models
     from neuroseg3d.report import report_cohort
     model = load_model(resolve_models(args.ckpt_path)) if args.ckpt_path else None
+    if args.tta:
+        if model is None:
+            _fail('--tta is about the model that --ckpt_path names; found none')
+        model = _mirrored(model, args.tta)
     made = {'command': command_line(['neuroseg3d', *args.words])}
     print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema, args.title,
                         made, model, args.compare, args.split, args.allow_training, not args.no_attribution))
@@ -372,6 +384,8 @@ def _add_review_commands(commands) -> None:
     evaluate.add_argument('--empty', choices=('brats', 'nan'), default='brats', help='policy for empty masks')
     report.add_argument('--data', required=True, help='the cohort that was segmented, in any supported layout')
     report.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help='the model that made them: adds uncertainty and attribution')
+    report.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),
+                        help='with a model: mirrored copies as in infer; splits uncertainty into its two parts')
     report.add_argument('--no_attribution', action='store_true', help='with a model: leave out the 16 predictions that attribution takes')
     report.add_argument('--title', default='Segmentation report', help='at the head of the page')
 

@@ -476,7 +476,7 @@ def _slider(text: str) -> w.IntSlider:
 def _controls(cohort: Cohort, name: str, checkpoint: str | Path | None) -> dict[str, w.Widget]:
     "Every control by its name."
     narrow = {'layout': _WIDE, 'style': {'description_width': '70px'}}
-    marks = [(f'{i}{"  (segmented)" if i in cohort.predictions else ""}', i) for i in cohort.studies]
+    marks = [(i + ('  \N{CHECK MARK}' if i in cohort.predictions else ''), i) for i in cohort.studies]
     window = w.IntRangeSlider(value=(0, 100), min=0, max=100, description='Window', **narrow)
     toggles = {k: w.ToggleButton(value=k in Look().layers, description=k.capitalize(), layout=w.Layout(width='131px', margin='2px'))
                for k in ('prediction', 'reference', 'error', 'entropy')}
@@ -655,6 +655,7 @@ class Dashboard:
         label = self.scene.prediction if self.scene.prediction is not None else self.scene.case.label
         reference = self.scene.case.label if self.scene.prediction is not None else None
         figure = mesh_figure(self.scene.case, label, reference, max_faces=2500, grid_mm=2.0, height_px=360, paint=self._paint())
+        figure.update_scenes({f'{axis}axis': {'showticklabels': False, 'title': {'text': ''}} for axis in 'xyz'})  # the legend is there
         widget = go.FigureWidget(figure)
         widget._config = {'displayModeBar': False, 'responsive': True}
         self.mesh.children = [widget]

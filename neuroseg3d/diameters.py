@@ -112,7 +112,7 @@ def draw_diameters(
     places = (voxels + 0.5) * view.geometry.spacing_mm[:2]
     x, y = width - places[:, 0], places[:, 1]
     rim = [withStroke(linewidth=2.4, foreground='black')]  # enhancing tumour is as bright as the lines
-    for i, length in ((0, found.longest_mm), (2, found.perpendicular_mm)):
+    for i, length, below in ((0, found.longest_mm, 3), (2, found.perpendicular_mm, -9)):
         ax.plot(x[i:i + 2], y[i:i + 2], color='#E8EAED', linewidth=1.1, marker='|', markersize=4, scalex=False, scaley=False, path_effects=rim)
-        ax.annotate(f'{length:.0f} mm', (x[i + 1], y[i + 1]), xytext=(3, 3), textcoords='offset points', color='#E8EAED', fontsize=7, path_effects=rim)
+        ax.annotate(f'{length:.0f} mm', (x[i + 1], y[i + 1]), xytext=(3, below), textcoords='offset points', color='#E8EAED', fontsize=7, path_effects=rim)
     return figure

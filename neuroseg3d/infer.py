@@ -36,7 +36,7 @@ from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'fast_model', 'write_extra',
-           'infer_file', 'infer_cohort', 'trained_on', 'tune_rules', 'store_rules']
+           'infer_file', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -326,6 +326,18 @@ class _Manifest:
         temporary = self.path.with_name(f'.{self.path.name}.{os.getpid()}.tmp')
         temporary.write_text(json.dumps({'cases': self.cases}, indent=1), encoding='utf-8')
         os.replace(temporary, self.own)
+
+
+def note_prediction(
+    model: Model,  # that was used
+    study: Study,  # that was segmented
+    output: str | Path,  # the label map; the manifest lies beside it
+    seconds: float,  # that it took
+    prediction: Prediction,  # of `infer_file`
+) -> None:
+    "Note in a manifest what made a label map, as `infer_cohort` does: `evaluate` and `report` read it."
+    output = Path(output)
+    _Manifest(output.parent / 'manifest.json', _fingerprint(model)).add(study, output, seconds, prediction)
 
 
 def _inputs(study: Study) -> dict[str, list]:
