@@ -287,7 +287,7 @@ def _time_left(seconds: float, done: int, total: int) -> str:
 class _Manifest:
     "What made each output, kept beside the outputs and rewritten after each case; of several processes each keeps a part."
 
-    def __init__(self, path: Path, model: dict, place: Place):
+    def __init__(self, path: Path, model: dict, place: Place = Place()):
         self.path, self.model = path, model
         self.own = path if place.rank == 0 else path.with_name(f'.{path.name}.part{place.rank}')
         self.cases: dict[str, dict] = {}
