@@ -37,11 +37,12 @@ from neuroseg3d.calibration import Calibration, calibrate, reliability, store_ca
 from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
-from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, make_split, plan_machine, save_split, store_case, tumour_voxels
+from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, plan_machine, store_case, tumour_voxels
 from neuroseg3d.infer import predict_case
 from neuroseg3d.metrics import overlap
 from neuroseg3d.nifti import Study, find_cases, read_case
 from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
+from neuroseg3d.split import make_split, save_split
 from neuroseg3d.train import Config, RunData, SegmentationTask, check_same_run, make_trainer, resume_point
 from neuroseg3d.transforms import Space, to_model_space
 from neuroseg3d.uncertainty import validation_case

@@ -21,9 +21,9 @@ from scipy.stats import spearmanr
 from neuroseg3d.checkpoint import load_model
 from neuroseg3d.core import REGIONS, labels_to_regions
 from neuroseg3d.calibration import SCALE_FLOOR_ML, calibrate, conformal_quantile, doubtful_ml, reliability, volume_scores
-from neuroseg3d.evaluate import file_sha256
 from neuroseg3d.models import resolve_model
 from neuroseg3d.phantom import make_phantom
+from neuroseg3d.split import file_digest
 from neuroseg3d.transforms import to_native
 from neuroseg3d.uncertainty import assess_case, coin_entropy, near_tumour, qu_brats, validation_case
 
@@ -131,7 +131,7 @@ def main() -> None:
     for n in range(args.n_test):
         rows += score_case(model, calibration, make_phantom(args.seed + args.n_calibration + n, spacing), pool)
         print(f'test {n + 1}/{args.n_test}', flush=True)
-    summary = summarise(rows, pool, calibration, scores, {'model': path.name, 'model_sha256': file_sha256(path)})
+    summary = summarise(rows, pool, calibration, scores, {'model': path.name, 'model_sha256': file_digest(path)})
     out.mkdir(parents=True, exist_ok=True)
     with open(out / 'uncertainty_cases.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -62,7 +62,7 @@ def _phantom(args, overrides) -> int:
 
 
 def _download(args, overrides) -> int:
-    from neuroseg3d.data import download
+    from neuroseg3d.download import download
     print(download(Path(args.output_dir) / 'Task01_BrainTumour'))
     return 0
 

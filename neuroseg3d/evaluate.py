@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -20,15 +19,15 @@ import numpy as np
 from .core import LABEL_NAMES, REGIONS, InputError, Label
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from .nifti import Study, file_role, find_cases, find_study, read_case, read_label, stem
+from .split import Split, file_digest, load_split
 
 if TYPE_CHECKING:
     from neuroseg3d.checkpoint import Model
-    from neuroseg3d.data import Split
 
 # %% auto #0
-__all__ = ['LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes', 'file_sha256',
-           'studies_not_trained_on', 'read_manifest', 'find_training_cases', 'evaluate_pair', 'evaluate',
-           'write_metrics', 'confusion_rows', 'summary_table', 'compare', 'comparison_table']
+__all__ = ['LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes', 'studies_not_trained_on',
+           'read_manifest', 'find_training_cases', 'evaluate_pair', 'evaluate', 'write_metrics', 'confusion_rows',
+           'summary_table', 'compare', 'comparison_table']
 
 # %% ../nbs/11a_evaluate.ipynb #66afaba7
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ def find_split(
 ) -> Split | None:  # None where it is nowhere
     "The split with that digest; those of the models that come with the package are known too."
     from neuroseg3d.checkpoint import MODELS
-    from neuroseg3d.data import load_split
     files = [f for place in places if place is not None for f in _split_files(Path(place))]
     for split in (load_split(f) for f in (*files, *MODELS.glob('*_split.json')) if f.is_file()):
         if split.digest == digest:
@@ -116,17 +114,6 @@ def training_hashes(
     return hashes if trained else None
 
 
-def file_sha256(
-    path: str | Path,  # of a file
-) -> str:  # hex
-    "The SHA-256 of a file's content."
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def studies_not_trained_on(
     model: Model,  # of `load_model`
     data: str | Path,  # a cohort
@@ -139,7 +126,7 @@ def studies_not_trained_on(
         raise InputError(f'{data}: cannot tell which of its cases {model.paths[0].name} was trained on; expected the split file '
                          'of its run (split.json), which --split names')
     labelled = [s for s in find_cases(data) if s.label]
-    unseen = [s for s in labelled if not hashes & {file_sha256(p) for p in dict.fromkeys(s.images.values())}]
+    unseen = [s for s in labelled if not hashes & {file_digest(p) for p in dict.fromkeys(s.images.values())}]
     if not unseen:
         raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model')
     return unseen
@@ -174,7 +161,7 @@ def find_training_cases(
         if found[key] is None:
             unknown.append(case)
             continue
-        own = set(entry.get('sha256', {}).values()) if entry else {file_sha256(truth.path)}
+        own = set(entry.get('sha256', {}).values()) if entry else {file_digest(truth.path)}
         if own & found[key]:
             seen.append(case)
     return seen, unknown
@@ -184,7 +171,6 @@ def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path
     "What is known about training cases among those to be scored, for the summary; an error where there are some."
     manifest, known = read_manifest(pred), []
     if split is not None and fold is not None:
-        from neuroseg3d.data import load_split
         known = [{'split_sha256': load_split(split).digest, 'fold': fold}]
     seen, unknown = find_training_cases(pairs, manifest, [split, ref], known)
     if unknown and split is not None:

@@ -31,6 +31,7 @@ from .nifti import (Study, find_cases, find_study, label_header, read_case, read
                               write_label)
 from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .processes import Place, gather, joined, launched, share
+from .split import file_digest
 from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
@@ -316,7 +317,7 @@ class _Manifest:
     def add(self, study: Study, output: Path, seconds: float, prediction: Prediction) -> None:
         "Note a finished case and write the manifest."
         files = dict.fromkeys(study.images.values())
-        self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: _sha256(p) for p in files},
+        self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: file_digest(p) for p in files},
                                 'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions(),
                                 'volumes_ml': prediction.volumes_ml, 'intervals_ml': _finite(prediction.intervals_ml)}
         self.write()
@@ -348,14 +349,6 @@ def _inputs(study: Study) -> dict[str, list]:
 def _finite(intervals: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:
     "Intervals as JSON can hold them: no end where there is none."
     return {r: [x if np.isfinite(x) else None for x in ends] for r, ends in intervals.items()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

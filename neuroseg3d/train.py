@@ -30,10 +30,11 @@ from .augment import Augment
 from .checkpoint import KEY, describe, description, load_checkpoint, save_checkpoint
 from .config import to_dict
 from .core import REGIONS, InputError, regions_to_labels
-from .data import Data, SegmentationData, save_split
+from .data import Data, SegmentationData
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
 from .processes import device_layout, gather, is_first_process, launched, meeting_place
+from .split import save_split
 from .tracking import LoggerConfig, make_loggers, tracking_callbacks
 from .transforms import Space
 from .unet import UNet, UNetConfig

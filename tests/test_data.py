@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from neuroseg3d.augment import Augment
 from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
-                             make_split, patient_of, plan_machine)
+                             plan_machine)
 from neuroseg3d.nifti import Study, find_cases
+from neuroseg3d.split import make_split, patient_of
 from neuroseg3d.transforms import Space
 
 STRONG = Augment(rotation_p=0.5, scaling_p=0.5, noise_p=0.5, blur_p=0.5, brightness_p=0.5, contrast_p=0.5,
