@@ -29,16 +29,17 @@ from tqdm import tqdm
 from .core import MODALITIES, Case, Geometry, InputError, Label
 
 # %% auto #0
-__all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'TEXTURE', 'NOISE', 'FIELD_MM',
-           'GENERATOR', 'stream', 'case_seed', 'spline_weights', 'spline_values', 'knot_count', 'smooth_field', 'Atlas',
-           'signed_distance', 'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm', 'look_up', 'place', 'draw_head',
-           'Population', 'TumourPlan', 'draw_site', 'draw_tumour', 'Anatomy', 'mass_effect_mm', 'sharpen',
-           'sample_anatomy', 'lattice_axes', 'inflate', 'grow_core', 'grow_edema', 'Growth', 'front_mm', 'grow', 'onto',
-           'enhancement_mm', 'Lesion', 'render_lesion', 'visible_boundaries', 'draw_contrast', 'soft',
-           'white_matter_spots', 'vessels', 'bright_shell', 'cover_of', 'paint', 'to_scanner_units', 'rician',
-           'acquire_slices', 'draw_resolution_mm', 'acquire', 'check_spacing', 'phantom_geometry', 'brain_box',
-           'box_axes', 'average_parts', 'left_by_stripping', 'make_exams', 'make_phantom', 'best_threshold_dice',
-           'label_contrast', 'write_case', 'describe_cohort', 'usable_cores', 'write_cohort']
+__all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'FOSSA', 'TEXTURE', 'NOISE',
+           'FIELD_MM', 'GENERATOR', 'stream', 'case_seed', 'spline_weights', 'spline_values', 'knot_count',
+           'smooth_field', 'Atlas', 'signed_distance', 'load_atlas', 'displacement_mm', 'Head', 'to_atlas_mm',
+           'look_up', 'place', 'draw_head', 'Population', 'TumourPlan', 'draw_site', 'draw_tumour', 'Anatomy',
+           'mass_effect_mm', 'sharpen', 'sample_anatomy', 'lattice_axes', 'inflate', 'grow_core', 'grow_edema',
+           'Growth', 'front_mm', 'grow', 'onto', 'enhancement_mm', 'Lesion', 'render_lesion', 'visible_boundaries',
+           'draw_contrast', 'soft', 'white_matter_spots', 'vessels', 'bright_shell', 'below_tentorium', 'fossa_shift',
+           'cover_of', 'paint', 'to_scanner_units', 'rician', 'acquire_slices', 'draw_resolution_mm', 'acquire',
+           'check_spacing', 'phantom_geometry', 'brain_box', 'box_axes', 'average_parts', 'left_by_stripping',
+           'make_exams', 'make_phantom', 'best_threshold_dice', 'label_contrast', 'write_case', 'describe_cohort',
+           'usable_cores', 'write_cohort']
 
 # %% ../nbs/02_phantom.ipynb #97b58ac3
 def stream(
@@ -257,6 +258,7 @@ class Population:
     hidden: float = 0.0  # share of exams in which the core looks nearly as its edema does
     spread: float = 1.0  # of the contrasts between exams, relative to `CONTRAST`
     texture: tuple[float, float] = (1.0, 1.0)  # of tumours, relative to `TEXTURE`: drawn for each exam
+    fossa: float = 0.0  # share of exams in which cerebellum and brain stem are brighter or darker than the rest
 
     def shares(self) -> dict[str, float]:  # sum 1
         "Share of each kind of tumour."
@@ -690,6 +692,36 @@ def bright_shell(
     patches = soft(smooth_field(rng, axes, 18.0) + np.float32(spread), 0.3)
     return np.float32(present) * patches * soft(np.float32(thickness) - tissue.depth_mm, 0.6)
 
+# %% ../nbs/02_phantom.ipynb #325ef8b5
+#: How far cerebellum and brain stem may differ from the cerebrum, in z-scores: lowest and highest for FLAIR, T1w, T1gd, T2w.
+FOSSA: tuple[tuple[float, float], ...] = ((-0.4, 1.7), (-0.5, 0.5), (-0.5, 0.5), (-0.6, 0.8))
+
+
+def below_tentorium(
+    seed: int,  # the exam
+    axes: Sequence[np.ndarray],  # the grid
+) -> np.ndarray:  # float32, 0..1
+    "Where cerebellum and brain stem lie, under a sloping roof with uneven, soft edges."
+    x, y, z = (np.asarray(a, np.float32) + np.float32(c) for a, c in zip(axes, load_atlas().centre_mm))
+    side = np.abs(x)[:, None, None]
+    roof = -6 - np.float32(0.35) * side - np.float32(0.1) * np.clip(-60 - y, 0, None)[None, :, None] - z[None, None, :]
+    front = np.where(side < 18, np.float32(-16), np.float32(-38)) - y[None, :, None]
+    uneven = np.float32(2) * smooth_field(stream(seed, 'tentorium'), axes, 20.0)
+    return soft(np.minimum(roof, front) + uneven, 2.5)
+
+
+def fossa_shift(
+    seed: int,  # the exam
+    axes: Sequence[np.ndarray],  # the grid
+    population: Population = Population(),  # that the patient is from
+) -> np.ndarray:  # float32 (4, X, Y, Z), or zeros (4, 1, 1, 1), in z-scores
+    "What the four sequences are brighter below the tentorium."
+    rng = stream(seed, 'fossa')
+    if rng.random() >= population.fossa:
+        return np.zeros((len(MODALITIES), 1, 1, 1), np.float32)
+    shifts = np.float32([rng.uniform(*bounds) for bounds in FOSSA])
+    return shifts[:, None, None, None] * below_tentorium(seed, axes)
+
 # %% ../nbs/02_phantom.ipynb #cd8ab595
 def cover_of(
     seed: int,  # the patient
@@ -735,10 +767,12 @@ def paint(
     coarse = dict.fromkeys(('edema', 'necrosis', 'bulk', 'enhancing'), stream(seed, 'texture of the tumour').uniform(*population.texture))
     broad = np.float32(0.55) * smooth_field(rng, axes, 6.0) + np.float32(0.6) * smooth_field(rng, axes, 14.0)
     images = []
+    fossa = fossa_shift(seed, axes, population)
     for i in range(len(MODALITIES)):
         grain = np.float32(0.58) * smooth_field(rng, axes, 3.0) + broad
         image = sum(mean[t][i] * getattr(tissue, t) for t in ('wm', 'gm', 'csf'))
         image += np.float32(TEXTURE['healthy'][i]) * grain
+        image += fossa[i]
         for name, opacity in layers.items():
             texture = np.float32(coarse.get(name, 1.0) * TEXTURE.get(name, TEXTURE['healthy'])[i]) * grain
             image += opacity * (mean[name][i] + texture - image)
