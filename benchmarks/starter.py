@@ -2,9 +2,10 @@
 
     python benchmarks/starter.py pretrain   --out runs/starter                       # on phantoms alone, resumable
     python benchmarks/starter.py stream     --out runs/starter                       # beside it: phantoms made ahead
-    python benchmarks/starter.py phantoms   --out runs/starter                       # scores of both parts on held-out phantoms
+    python benchmarks/starter.py phantoms   --out runs/starter                       # scores on phantoms never trained on
     python benchmarks/starter.py narrow     --out runs/starter --data ../shared/data  # scores of the first part, on real cases
-    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores of both parts, on real cases
+    python benchmarks/starter.py wide       --out runs/starter --data ../shared/data  # scores after the second
+    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores after the third
     python benchmarks/starter.py pretrained --out runs/starter --data ../shared/data  # fine-tuned, each case held out once
     python benchmarks/starter.py random     --out runs/starter --data ../shared/data  # the same from random weights
     python benchmarks/starter.py rules      --out runs/starter --data ../shared/data  # post-processing and calibration, from held-out cases
@@ -56,8 +57,9 @@ matplotlib.use('Agg')
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results'
-SERIES = {'narrow': 'phantoms alone, first part', 'simulation': 'phantoms alone, both parts', 'pretrained': 'phantoms, then real and simulated cases',
-          'random': 'the latter alone, from random weights'}
+PARTS = {'narrow': 'pretrain', 'wide': 'widen'}  # series that stop after a part of pre-training -> that part
+SERIES = {'narrow': 'phantoms alone, first part', 'wide': 'phantoms alone, two parts', 'simulation': 'phantoms alone, all three parts',
+          'pretrained': 'phantoms, then real and simulated cases', 'random': 'the latter alone, from random weights'}
 SEED = 6  # of the stream
 FURTHER = ('widen', 'fossa')  # parts of pre-training after the first
 ET_VOXELS = 500  # enhancing tumour is scored where the reference has more
@@ -310,11 +312,11 @@ def series(out: Path, data: Path, settings: dict, start: str) -> Path:
     studies, rows = real_studies(data, settings['real']['cases']), []
     path = out / f'{start}.json'
     for held in studies:
-        checkpoint = out / 'pretrain' / 'checkpoints' / 'last.ckpt' if start == 'narrow' else pretrained(out)
+        checkpoint = out / PARTS.get(start, FURTHER[-1]) / 'checkpoints' / 'last.ckpt'
         if start in ('pretrained', 'random'):
             checkpoint = finetune(out, settings, [s for s in studies if s.id != held.id], f'{start}/{held.id}', start)
         model, case = load_model(checkpoint), read_case(held)
-        rows += [score(model, case, missing) for missing in ('', *MODALITIES)]
+        rows += [score(model, case, missing) for missing in ('', *(() if start in PARTS else MODALITIES))]
         print(json.dumps([r for r in rows if r['case'] == held.id and not r['missing']]), flush=True)
     means = {m or 'all': summary([r for r in rows if r['missing'] == m]) for m in dict.fromkeys(r['missing'] for r in rows)}
     facts = {'series': start, 'settings': settings, 'generator': GENERATOR, 'versions': {'torch': torch.__version__},
@@ -324,13 +326,13 @@ def series(out: Path, data: Path, settings: dict, start: str) -> Path:
     return path
 
 
-def on_phantoms(out: Path, settings: dict, n: int = 12) -> Path:
-    "Scores of both parts of pre-training on phantoms of both populations that neither has seen."
-    wide = build(Population, settings['widen']['stream']['population'])
+def on_phantoms(out: Path, settings: dict, n: int = 8) -> Path:
+    "Scores of each part of pre-training on phantoms of the usual and the widest population that none has seen."
+    wide = build(Population, settings[FURTHER[-1]]['stream']['population'])
     found = {}
     for kind, population in (('as in the cohorts', Population()), ('wider', wide)):
         cases = [make_phantom(case_seed(SEED, f'unseen{number}'), 2.0, population=population) for number in range(n)]
-        for part, folder in (('first part', 'pretrain'), ('both parts', 'widen')):
+        for part, folder in zip(('first part', 'two parts', 'all three'), ('pretrain', *FURTHER)):
             model = load_model(out / folder / 'checkpoints' / 'last.ckpt')
             found[f'{kind}, {part}'] = summary([score(model, case) for case in cases])
     path = out / 'phantoms.json'
