@@ -39,7 +39,7 @@ from matplotlib.colors import to_rgba
 
 from neuroseg3d.calibration import Validation, calibrate, reliability
 from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
-from neuroseg3d.config import build
+from neuroseg3d.config import build, to_dict
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
 from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, plan_machine, store_case, tumour_voxels
 from neuroseg3d.infer import predict_case
@@ -47,8 +47,9 @@ from neuroseg3d.metrics import overlap
 from neuroseg3d.nifti import Study, find_cases, read_case
 from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
 from neuroseg3d.postprocess import Held, Postprocess, mean_dice, search_rules
+from neuroseg3d.resume import CheckpointFolder, check_same_run, resume_point
 from neuroseg3d.split import make_split, save_split
-from neuroseg3d.train import Config, RunData, SegmentationTask, check_same_run, make_trainer, resume_point
+from neuroseg3d.train import Config, RunData, SegmentationTask, make_trainer
 from neuroseg3d.transforms import Space, to_model_space
 from neuroseg3d.uncertainty import validation_case
 from neuroseg3d.viz import LABEL_PALETTE
@@ -216,13 +217,13 @@ def train(config: Config, data: StarterData, provenance: dict, weights: dict | N
     "Train, or go on where it stopped; the last checkpoint, whose averaged weights count."
     folder = Path(config.trainer.output_dir)
     start = resume_point(folder, None, 'auto')
-    stored = load_checkpoint(start) if start else {'global_step': 0}
     last = folder / 'checkpoints' / 'last.ckpt'
-    if start and stored['global_step'] >= config.trainer.max_steps:
+    if start and start.step >= config.trainer.max_steps:
         return last
     if start:
-        check_same_run(stored, config, provenance, start)
-    data.start_step, data.end_step = stored['global_step'], config.trainer.max_steps
+        check_same_run(start, to_dict(config), provenance)
+        start.begin(CheckpointFolder(last.parent))
+    data.start_step, data.end_step = start.step if start else 0, config.trainer.max_steps
     data.setup()
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(config.trainer.seed, verbose=False)
@@ -230,7 +231,7 @@ def train(config: Config, data: StarterData, provenance: dict, weights: dict | N
     if weights:
         task.network.load_state_dict(weights)
         task.ema.module.load_state_dict(weights)
-    make_trainer(config, folder, stored).fit(task, datamodule=data, ckpt_path=start)
+    make_trainer(config, folder, start.content if start else None).fit(task, datamodule=data, ckpt_path=last if start else None)
     return last
 
 

@@ -45,13 +45,23 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f'{path}: could not be written: {error.strerror or error}; '
+    except (OSError, RuntimeError) as error:
+        problem = _disk_error(error)
+        if problem is None:
+            raise
+        raise InputError(f'{path}: could not be written: {problem.strerror or problem}; '
                          'what was there before is as it was') from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return path
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    "What the disk said, which PyTorch's zip writer covers with a complaint of its own; None where it said nothing."
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def sync_folder(

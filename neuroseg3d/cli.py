@@ -79,7 +79,7 @@ def _train(args, overrides) -> int:
     from neuroseg3d.train import Config, cpu_has_bf16, fit
     short = {'logger.kind': args.logger, 'data.fold': args.fold}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
-    best = fit(config, args.ckpt_path, args.resume)
+    best = fit(config, args.ckpt_path, args.resume, args.extend_to)
     if is_first_process():
         print(f'best checkpoint: {best}')
     return 0
@@ -328,6 +328,7 @@ def _add_model_commands(commands) -> None:
     train.add_argument('--config_dir', help='folder with *_config.yaml (default: the built-in defaults)')
     train.add_argument('--ckpt_path', help='checkpoint to resume from')
     train.add_argument('--resume', choices=('never', 'auto'), default='never', help='auto: continue the run in the output folder')
+    train.add_argument('--extend_to', type=int, metavar='STEPS', help='continue with a schedule of so many steps')
     train.add_argument('--logger', choices=('csv', 'tensorboard', 'wandb', 'none'), help='where metrics go (short for --logger.kind)')
     train.add_argument('--fold', metavar='K', help='fold that is held out for validation (short for --data.fold)')
     infer = _command(commands, 'infer', _infer, 'Segment a case or a cohort',

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -535,8 +536,15 @@ def make_loader(
         return ThreadLoader(dataset, sampler, plan.workers, pin_memory=plan.pin_memory)
     workers = plan.workers if plan.loader == 'process' else 0
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=plan.pin_memory,
+                      worker_init_fn=_ignore_signals,
                       multiprocessing_context='spawn' if workers else None,  # never fork: see the machine plan
                       generator=torch.Generator().manual_seed(0))
+
+
+def _ignore_signals(worker: int) -> None:
+    "A queue sends its signal to every process; when to end is for the training to say."
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
 
 # %% ../nbs/06_data.ipynb #8182a35e
 class SegmentationData(pl.LightningDataModule):
@@ -622,12 +630,14 @@ class SegmentationData(pl.LightningDataModule):
         "This process among all of the run."
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def patches(self) -> PatchDataset:
+        "Training patches by number."
+        return PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction, self.augment)
+
     def train_dataloader(self) -> DataLoader | ThreadLoader:
         "Batches of patches from `start_step` on: {'image' (B, 4, *patch), 'label' (B, 1, *patch), ...}."
         sampler = StepSampler(self.plan.batch_size, self.start_step, self.end_step, *self._rank())
-        patches = PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction,
-                               self.augment)
-        return make_loader(patches, sampler, self.plan)
+        return make_loader(self.patches(), sampler, self.plan)
 
     def val_dataloader(self) -> DataLoader:
         "Whole volumes, one at a time: {'image' (1, 4, x, y, z), 'label' (1, 1, x, y, z), 'case_id' [id]}."

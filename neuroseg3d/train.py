@@ -9,11 +9,13 @@ import contextlib
 import logging
 import math
 import os
-import shutil
+import random
+import re
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,29 +24,30 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.optim.swa_utils import AveragedModel
 
 from .augment import Augment
-from .checkpoint import KEY, describe, description, load_checkpoint, save_checkpoint
-from .config import to_dict
+from .checkpoint import KEY, describe, description
+from .config import build, set_dotted, to_dict
 from .core import REGIONS, InputError, regions_to_labels
-from .data import Data, SegmentationData
+from .data import Data, MachinePlan, SegmentationData
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
 from .processes import device_layout, gather, is_first_process, launched, meeting_place
+from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
 from .split import save_split
-from .tracking import LoggerConfig, make_loggers, tracking_callbacks
+from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
 from .transforms import Space
 from .unet import UNet, UNetConfig
-from .windows import Windows, predict_probabilities
+from .windows import Windows, predict_cost, predict_probabilities
 
 # %% auto #0
-__all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'SegmentationTask',
-           'SafeCheckpointIO', 'Checkpoints', 'ProgressLines', 'progress_callbacks', 'enter_processes',
-           'choose_precision', 'cpu_has_bf16', 'resume_point', 'check_same_run', 'make_trainer', 'RunData', 'open_data',
-           'provenance_of', 'fit', 'best_checkpoint']
+__all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'seed_generators',
+           'SegmentationTask', 'ProgressLines', 'progress_callbacks', 'enter_processes', 'processes_of',
+           'training_device', 'time_step', 'is_out_of_memory', 'smaller_steps', 'altered', 'settings_that_fit',
+           'try_step', 'choose_precision', 'cpu_has_bf16', 'faster_precision', 'Forecast', 'forecast', 'make_trainer',
+           'RunData', 'open_data', 'provenance_of', 'settled', 'loader_error', 'fit', 'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -65,19 +68,23 @@ class TrainerConfig:
     max_steps: int = 25_000  # optimiser steps
     val_every_steps: int = 250  # an "epoch": validation of whole volumes, and a checkpoint
     checkpoint_every_steps: int = 50  # last.ckpt between validations
+    checkpoint_every_minutes: float = 15.0  # and at the latest after so long
     keep_best: int = 1  # best checkpoints kept besides last.ckpt
+    patience: int = 0  # validations without a better Dice after which the run ends; 0: never
     accumulate: int = 1  # batches whose gradients make one optimiser step
-    precision: str = 'auto'  # Lightning's names; auto: bf16-mixed or 16-mixed on CUDA, 32-true on CPU
+    precision: str = 'auto'  # Lightning's names; auto: 16 bits on CUDA, 32-true on CPU unless bf16-mixed measures faster
     accelerator: str = 'auto'  # auto, cpu, gpu, mps
     devices: int | Literal['auto'] = 1  # processes a node; more than one trains with DDP
     num_nodes: int = 1  # machines
     seed: int = 0  # of weights, patches and augmentation
     deterministic: bool = True  # deterministic algorithms where PyTorch has them
-    compile: bool = False  # torch.compile the network
+    compile: bool = False  # torch.compile the network; where that fails it is trained without
 
     def __post_init__(self):
-        if self.max_steps < 1 or self.val_every_steps < 1:
-            raise InputError('trainer.max_steps and trainer.val_every_steps must be at least 1')
+        least = {'max_steps': 1, 'val_every_steps': 1, 'checkpoint_every_steps': 1, 'keep_best': 1, 'accumulate': 1,
+                 'patience': 0, 'checkpoint_every_minutes': 0}
+        for name in (n for n, value in least.items() if getattr(self, n) < value):
+            raise InputError(f'trainer.{name}: found {getattr(self, name)}, expected at least {least[name]}')
         if self.max_steps % self.validation_interval:
             nearest = round(self.max_steps / self.val_every_steps) * self.val_every_steps
             raise InputError(f'trainer.max_steps {self.max_steps} is no multiple of trainer.val_every_steps '
@@ -149,6 +156,15 @@ def step_seed(
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
+def seed_generators(
+    seed: int,  # of a step
+) -> None:
+    "Seed every global generator that the code of a step could draw from, those of all devices among them."
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 class SegmentationTask(pl.LightningModule):
     "What is optimised, how it is validated, and what its checkpoint says about itself."
 
@@ -160,10 +176,20 @@ class SegmentationTask(pl.LightningModule):
         super().__init__()
         self.config, self.provenance = config, dict(provenance or {})
         self.network = UNet(config.model).to(memory_format=torch.channels_last_3d)
-        self.forward_network = torch.compile(self.network) if config.trainer.compile else self.network
+        self._compiled: Callable | None = None
         self.ema = AveragedModel(self.network, avg_fn=_ema_update(config.optim.ema_decay)).requires_grad_(False)
         self.loss = SegmentationLoss(config.loss)
         self._rows: list[dict] = []
+        self._revision = git_revision()
+
+    def compile_network(self, wanted: bool = True) -> None:
+        "Train with a compiled network, or with the plain one again."
+        compiled = torch.compile(self.network) if wanted else None
+        self._compiled = (lambda image: compiled(image)) if wanted else None  # no submodule: the weights keep their names
+
+    def forward_network(self, image: torch.Tensor):
+        "Logits of a batch, from the compiled network where there is one."
+        return (self._compiled or self.network)(image)
 
     def configure_optimizers(self):
         optim = self.config.optim
@@ -173,8 +199,14 @@ class SegmentationTask(pl.LightningModule):
             optimizer, lambda step: learning_rate_factor(step, optim, self.config.trainer.max_steps))
         return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 
+    def on_train_start(self):
+        for scheduler in self.trainer.lr_scheduler_configs:  # what the schedule says now: it may have become longer
+            schedule = scheduler.scheduler
+            for group, peak, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+                group['lr'] = peak * factor(schedule.last_epoch)
+
     def on_train_batch_start(self, batch, batch_idx):
-        torch.manual_seed(step_seed(self.config.trainer.seed, batch_idx, self.global_rank))
+        seed_generators(step_seed(self.config.trainer.seed, batch_idx, self.global_rank))
 
     def training_step(self, batch, batch_idx):
         image = batch['image'].contiguous(memory_format=torch.channels_last_3d)
@@ -220,93 +252,13 @@ class SegmentationTask(pl.LightningModule):
         return regions_to_labels((to_regions(probabilities, targets) > 0.5).cpu().numpy())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = describe(to_dict(self.config), self.provenance)
+        checkpoint[KEY] = describe(to_dict(self.config), {**self.provenance, 'git_revision': self._revision})
 
-# %% ../nbs/10_train.ipynb #155a20b1
-class SafeCheckpointIO(TorchCheckpointIO):
-    "Lightning's checkpoints, written and read as the room before this one does."
-
-    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
-        save_checkpoint(checkpoint, path)
-
-    def load_checkpoint(self, path, map_location='cpu', weights_only=True) -> dict[str, Any]:
-        return load_checkpoint(path)
-
-
-class Checkpoints(Callback):
-    "Writes last.ckpt every few steps and after each validation, and keeps the best by validation Dice."
-
-    def __init__(
-        self,
-        folder: Path,  # checkpoints/
-        every_steps: int,  # between validations
-        keep_best: int = 1,
-    ):
-        self.folder, self.every_steps, self.keep_best = Path(folder), every_steps, keep_best
-        self.best: list[tuple[float, int]] = []  # (Dice, step), best first
-
-    def state_dict(self) -> dict[str, Any]:
-        return {'best': [list(b) for b in self.best]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = [(float(score), int(step)) for score, step in state['best']]
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        step = trainer.global_step
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        validates = (batch_idx + 1) % trainer.val_check_batch == 0
-        if stepped and not validates and step % self.every_steps == 0:
-            self.save_last(trainer)
-
-    def on_validation_end(self, trainer, module) -> None:
-        if trainer.sanity_checking:
-            return
-        score, step = trainer.callback_metrics.get('val/dice'), trainer.global_step
-        is_best = score is not None and self._enter(float(score), step)
-        self.save_last(trainer)
-        if is_best:
-            self._link(trainer, self.path_of(step))
-        if self.best and self.best[0][1] == step:
-            self._link(trainer, self.folder / 'best.ckpt')
-        self._remove_others(trainer)
-
-    def path_of(self, step: int) -> Path:
-        "Name of a kept checkpoint."
-        return self.folder / f'step={step:07d}.ckpt'
-
-    def save_last(self, trainer) -> None:
-        "Write last.ckpt; the one before becomes previous.ckpt."
-        last, previous = self.folder / 'last.ckpt', self.folder / 'previous.ckpt'
-        if trainer.is_global_zero and last.is_file():
-            _hard_link(last, previous)
-        trainer.save_checkpoint(last)
-
-    def _enter(self, score: float, step: int) -> bool:
-        "Whether a score is among the best; if so it is remembered."
-        ranked = sorted([*self.best, (score, step)], key=lambda b: (-b[0], b[1]))[:self.keep_best]
-        entered, self.best = (score, step) in ranked, ranked
-        return entered
-
-    def _link(self, trainer, path: Path) -> None:
-        if trainer.is_global_zero and (self.folder / 'last.ckpt').is_file():
-            _hard_link(self.folder / 'last.ckpt', path)
-
-    def _remove_others(self, trainer) -> None:
-        kept = {self.path_of(step) for _, step in self.best}
-        for path in self.folder.glob('step=*.ckpt') if trainer.is_global_zero else []:
-            if path not in kept:
-                path.unlink(missing_ok=True)
-
-
-def _hard_link(source: Path, target: Path) -> None:
-    "A second name for a file, replacing what the name stood for (a copy where the disk has no links)."
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copy2(source, temporary)
-    os.replace(temporary, target)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint['state_dict']
+        for name in [k for k in weights if k.startswith('forward_network.')]:  # earlier versions held the weights twice
+            del weights[name]
+        checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']['is_last_batch'] = False  # a longer run goes on behind it
 
 # %% ../nbs/10_train.ipynb #482e12be
 class ProgressLines(Callback):
@@ -350,21 +302,161 @@ def enter_processes(
     return devices, num_nodes
 
 
+def processes_of(
+    config: Config,  # of the run
+) -> int:
+    "Processes that train together."
+    return math.prod(enter_processes(config))
+
+
 def _environments() -> list:
     "What Lightning cannot see: that srun's names were translated, or that a batch job runs one process without srun."
     if launched().world_size > 1:
         return [TorchElasticEnvironment()]
     return [LightningEnvironment()] if 'SLURM_JOB_ID' in os.environ else []
 
-# %% ../nbs/10_train.ipynb #4e6d0685
+# %% ../nbs/10_train.ipynb #30fa54a0
+def training_device(
+    accelerator: str,  # as in `TrainerConfig`
+) -> torch.device:
+    "Where this process will train."
+    if accelerator in ('auto', 'gpu', 'cuda') and torch.cuda.is_available():
+        return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    if accelerator in ('auto', 'gpu', 'mps') and torch.backends.mps.is_available():
+        return torch.device('mps')
+    return torch.device('cpu')
+
+
+def time_step(
+    forward: Callable[[torch.Tensor], Any],  # the network, compiled or not, in training mode
+    parameters: Iterable[torch.Tensor],  # that gradients are taken of
+    config: Config,  # patch size, loss
+    batch_size: int,  # patches
+    device: torch.device | str = 'cpu',  # where the network is
+    precision: str = '32-true',  # one of Lightning's names
+) -> float:  # seconds, of the second of two
+    "How long a step's forward and backward pass take, on noise."
+    device, parameters = torch.device(device), list(parameters)
+    shape, dtype = config.data.patch_size, {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}.get(precision)
+    loss = SegmentationLoss(config.loss).to(device)
+    loss.alone = True
+    reserved = [torch.empty_like(p) for p in parameters for _ in range(3)]  # two moments and the average
+    image = torch.zeros(batch_size, config.model.in_channels, *shape, device=device).normal_()
+    image = image.contiguous(memory_format=torch.channels_last_3d)
+    label = torch.zeros(batch_size, 1, *shape, dtype=torch.uint8, device=device)
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+            value = loss(forward(image), label)
+        torch.autograd.grad(value, parameters)
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+    del reserved
+    return time.perf_counter() - began
+
+
+def is_out_of_memory(
+    error: Exception,  # that a step has raised
+) -> bool:
+    "Whether memory was what it lacked."
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error)
+
+# %% ../nbs/10_train.ipynb #d6c1d5b2
+def smaller_steps(
+    config: Config,  # whose step does not fit
+    batch_size: int,  # patches a step, of all devices together
+) -> Iterator[dict[str, Any]]:  # dotted names and values
+    "Settings that need less memory, the mildest first."
+    t, devices = config.trainer, processes_of(config)
+    checkpointing = [{}, {'model.checkpointing': True}] if not config.model.checkpointing else [{}]
+    yield from checkpointing[1:]
+    batches = [n for n in range(batch_size - 1, 0, -1) if batch_size % n == 0 and n % devices == 0]
+    for n in batches:
+        for also in checkpointing:
+            yield {**also, 'data.batch_size': n, 'trainer.accumulate': t.accumulate * batch_size // n}
+    smallest = {**checkpointing[-1], 'data.batch_size': (batches or [batch_size])[-1]}
+    smallest['trainer.accumulate'] = t.accumulate * batch_size // smallest['data.batch_size']
+    for edge in (80, 64, 48, 32):
+        if edge < max(config.data.patch_size):
+            yield {**smallest, 'data.patch_size': edge}
+
+
+def altered(
+    config: Config,  # to start from
+    settings: dict[str, Any],  # dotted names and values
+) -> Config:
+    "The configuration with some settings changed."
+    values = to_dict(config)
+    for name, value in settings.items():
+        set_dotted(values, name, value)
+    return build(Config, values)
+
+
+def settings_that_fit(
+    config: Config,  # whose step does not fit
+    batch_size: int,  # patches a step, of all devices together
+    device: torch.device,  # where it has to fit
+    precision: str,  # one of Lightning's names
+) -> dict[str, Any] | None:  # dotted names and values; None where nothing does
+    "The mildest change with which a step fits in memory."
+    for settings in smaller_steps(config, batch_size):
+        smaller = altered(config, settings)
+        network = UNet(smaller.model).to(device, memory_format=torch.channels_last_3d)
+        share = smaller.data.batch_size // processes_of(config)
+        try:
+            time_step(network, network.parameters(), smaller, share, device, precision)
+            return settings
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _free_memory(device)
+    return None
+
+
+def _free_memory(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+
+# %% ../nbs/10_train.ipynb #ae481d5a
+def try_step(
+    task: SegmentationTask,  # moved to the device
+    batch_size: int,  # patches a step, of all devices together
+    device: torch.device,  # where it will train
+    precision: str,  # one of Lightning's names
+) -> float:  # seconds
+    "Time a step of a task before its first one."
+    config, share = task.config, batch_size // processes_of(task.config)
+    task.network.to(device).train()
+    try:
+        if config.trainer.compile:
+            task.compile_network()
+        return time_step(task.forward_network, task.network.parameters(), config, share, device, precision)
+    except Exception as error:
+        if not is_out_of_memory(error) and config.trainer.compile and task._compiled is not None:
+            reason = (str(error).strip().splitlines() or [''])[0]
+            if is_first_process():
+                print(f'trainer.compile: the network could not be compiled ({type(error).__name__}: {reason}); it is trained '
+                      'without', flush=True)
+            task.compile_network(False)
+            return time_step(task.forward_network, task.network.parameters(), config, share, device, precision)
+        if not is_out_of_memory(error):
+            raise
+    _free_memory(device)
+    fits = settings_that_fit(config, batch_size, device, precision)
+    size = 'x'.join(map(str, config.data.patch_size))
+    advice = ('a step with these settings fits: ' + ' '.join(f'--{k} {v}' for k, v in fits.items()) if fits else
+              'no smaller step that was tried fits either; use a smaller network or a device with more memory')
+    raise InputError(f'out of memory at the first step, {batch_size} patches of {size} on {device}; {advice}')
+
+# %% ../nbs/10_train.ipynb #a8f60062
 def choose_precision(
     wanted: str,  # 'auto' or one of Lightning's names
     accelerator: str = 'auto',  # as in `TrainerConfig`
 ) -> str:
-    "The numeric precision to train in."
+    "The numeric precision to train in, as far as the device tells."
     if wanted != 'auto':
         return wanted
-    if accelerator == 'cpu' or not torch.cuda.is_available():
+    if training_device(accelerator).type != 'cuda':
         return '32-true'
     return 'bf16-mixed' if torch.cuda.is_bf16_supported(including_emulation=False) else '16-mixed'
 
@@ -374,55 +466,86 @@ def cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def resume_point(
-    output_dir: Path,  # of the run
-    ckpt_path: str | Path | None,  # asked for explicitly
-    resume: Literal['never', 'auto'],  # 'auto' continues what is there
-) -> Path | None:  # None to start fresh
-    "The checkpoint to resume from; an existing run is never overwritten, a missing file never ignored."
-    last = output_dir / 'checkpoints' / 'last.ckpt'
-    if ckpt_path is not None:
-        if not Path(ckpt_path).is_file():
-            raise InputError(f'{ckpt_path}: no such checkpoint to resume from')
-        return Path(ckpt_path)
-    if resume == 'auto':
-        return last if last.is_file() else None
-    if last.is_file():
-        raise InputError(f'{output_dir}: already holds a run; continue it with --ckpt_path {last} or --resume auto, '
-                         'or choose another trainer.output_dir')
-    return None
+def faster_precision(
+    task: SegmentationTask,  # to be trained on a CPU
+    batch_size: int,  # patches a step
+    seconds: float,  # of a step in 32 bits
+    long_s: float = 1.0,  # a step shorter than that is left alone
+) -> tuple[str, float]:  # precision, and seconds a step
+    "bf16-mixed where the processor has it and a step takes three quarters of the time, else 32-true."
+    alone = processes_of(task.config) == 1  # several have to agree
+    if seconds < long_s or not cpu_has_bf16() or not alone:
+        return '32-true', seconds
+    short = try_step(task, batch_size, torch.device('cpu'), 'bf16-mixed')
+    return ('bf16-mixed', short) if short < 0.75 * seconds else ('32-true', seconds)
+
+# %% ../nbs/10_train.ipynb #a541af4b
+@dataclass(frozen=True)
+class Forecast:
+    "How long things take, in seconds."
+    step_s: float  # forward and backward pass
+    batch_s: float  # to make a batch of patches, by one worker
+    validation_s: float  # of all cases
+    plan: MachinePlan  # who makes the patches
+
+    @property
+    def whole_step_s(self) -> float:
+        "A step with its patches: made by others meanwhile, or by the training process itself."
+        if self.plan.loader == 'none':
+            return self.step_s + self.batch_s
+        return max(self.step_s, self.batch_s / self.plan.workers)
+
+    def tell(
+        self,
+        trainer: TrainerConfig,  # lengths
+        done: int = 0,  # steps
+    ) -> str:
+        "Two lines of a machine plan."
+        epoch_s = trainer.validation_interval * trainer.accumulate * self.whole_step_s + self.validation_s
+        run_s = epoch_s * (trainer.max_steps - done) / trainer.validation_interval
+        return (f'  - a batch: {_duration(self.step_s)} to learn from, {_duration(self.batch_s)} to make; '
+                f'a validation: {_duration(self.validation_s)}\n'
+                f'  - about {_duration(epoch_s)} an epoch of {trainer.validation_interval} steps, '
+                f'{_duration(run_s)} for the {trainer.max_steps - done} steps of the run')
 
 
-def check_same_run(
-    checkpoint: dict[str, Any],  # loaded
-    config: Config,  # of the run that wants to resume
-    provenance: dict[str, Any],  # of its data
-    path: Path,  # for the error
-) -> None:
-    "Refuse to resume a run of another architecture, preprocessing, target, data or label schema."
-    stored = description(checkpoint, path)
-    now, differences = to_dict(config), []
-    for section in ('model', 'space', 'loss'):
-        then = stored['config'].get(section, {})
-        differences += [f'{section}.{k}: {then.get(k)!r} in the checkpoint, {v!r} now'
-                        for k, v in now[section].items() if then.get(k) != v]
-    differences += [f'{k}: {stored.get(k)!r} in the checkpoint, {v!r} now'
-                    for k, v in provenance.items() if stored.get(k) != v]
-    if differences:
-        raise InputError(f'{path}: cannot resume with another configuration: ' + '; '.join(differences))
+def _duration(seconds: float) -> str:
+    "A time span for people."
+    if seconds < 90:
+        return f'{seconds:.2g} s' if seconds < 10 else f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
 
-# %% ../nbs/10_train.ipynb #9652fcda
+
+def forecast(
+    task: SegmentationTask,  # to be trained
+    data: SegmentationData,  # set up
+    step_s: float,  # measured
+    device: torch.device,  # where it will train
+) -> Forecast:
+    "Measure a batch and estimate a validation."
+    patches, first = data.patches(), data.val_cases[0]
+    patches[0]  # the first one imports and opens files
+    began = time.perf_counter()
+    patches[1]
+    batch_s = (time.perf_counter() - began) * data.plan.batch_size
+    volume = first.cut((0, 0, 0), first.shape)['image']
+    validation_s = predict_cost(task.averaged, volume, task.config.infer, device).seconds * len(data.val_cases)
+    return Forecast(step_s, batch_s, validation_s / processes_of(task.config), data.plan)
+
+# %% ../nbs/10_train.ipynb #4e6d0685
 def make_trainer(
     config: Config,  # of the run
     output_dir: Path,  # of the run
     stored: dict[str, Any] | None = None,  # checkpoint that it goes on from
+    signals: StopSignals | None = None,  # that end it early
 ) -> pl.Trainer:
     "The Lightning trainer of a run."
     t = config.trainer
     progress, bar = progress_callbacks()
     loggers = make_loggers(config.logger, output_dir, to_dict(config), stored)
     devices, num_nodes = enter_processes(config)
-    checkpoints = Checkpoints(output_dir / 'checkpoints', t.checkpoint_every_steps, t.keep_best)
+    folder = CheckpointFolder(output_dir / 'checkpoints')
+    checkpoints = Checkpoints(folder, t.checkpoint_every_steps, t.checkpoint_every_minutes, t.keep_best, t.patience, signals)
     on_cpu = t.accelerator == 'cpu' or not torch.cuda.is_available()
     return pl.Trainer(
         max_steps=t.max_steps, val_check_interval=t.validation_interval * t.accumulate, check_val_every_n_epoch=None,
@@ -430,9 +553,9 @@ def make_trainer(
         precision=choose_precision(t.precision, t.accelerator), accelerator=t.accelerator, devices=devices,
         num_nodes=num_nodes, strategy='auto' if (devices, num_nodes) == (1, 1) else 'ddp',
         deterministic=(True if on_cpu else 'warn') if t.deterministic else None, use_distributed_sampler=False,
-        callbacks=[*progress, checkpoints, *tracking_callbacks(config.logger, loggers, checkpoints.folder)], logger=loggers,
-        plugins=[SafeCheckpointIO(), *_environments()], enable_checkpointing=False, enable_progress_bar=bar, enable_model_summary=False,
-        log_every_n_steps=config.logger.every_steps, default_root_dir=output_dir)
+        callbacks=[*progress, checkpoints, *tracking_callbacks(config.logger, loggers, folder.path)], logger=loggers,
+        plugins=[SafeCheckpointIO(), *_environments()], enable_checkpointing=False, enable_progress_bar=bar,
+        enable_model_summary=False, log_every_n_steps=config.logger.every_steps, default_root_dir=output_dir)
 
 
 @contextlib.contextmanager
@@ -493,41 +616,137 @@ def provenance_of(
 ) -> dict[str, Any]:
     "What a checkpoint says about the data it was trained on, in plain values."
     schemas = sorted({s.schema for s in data.studies() if s.schema})
-    return {'schema': schemas[0] if len(schemas) == 1 else None, 'split_sha256': data.split.digest, 'fold': data.data.fold,
+    return {'schema': schemas[0] if len(schemas) == 1 else None, 'data_sha256': data.split.data_digest,
+            'split_sha256': data.split.digest, 'fold': data.data.fold,
             'n_train': len(data.train_cases), 'n_val': len(data.val_cases)}
 
 # %% ../nbs/10_train.ipynb #9cad0717
+def settled(
+    config: Config,  # as given
+    start: Start | None,  # where the run goes on
+    extend_to: int | None = None,  # steps of a longer schedule
+) -> Config:
+    "The configuration with what the run has decided before."
+    if start is None:
+        if extend_to is not None:
+            raise InputError(f'--extend_to: there is no run to extend in {config.trainer.output_dir}')
+        return config
+    stored = description(start.content, start.path)['config']
+    data, trainer = config.data, config.trainer
+    if data.batch_size == 0:
+        data = replace(data, batch_size=stored['data']['batch_size'])
+    if trainer.precision == 'auto' and not (stored['trainer']['precision'] == '16-mixed' and not torch.cuda.is_available()):
+        trainer = replace(trainer, precision=stored['trainer']['precision'])
+    if extend_to is not None:
+        if extend_to < stored['trainer']['max_steps']:
+            raise InputError(f'--extend_to: found {extend_to}, expected more than the {stored["trainer"]["max_steps"]} steps '
+                             'that the run has')
+        trainer = replace(trainer, max_steps=extend_to)
+    return replace(config, data=data, trainer=trainer)
+
+
+def _check_start(start: Start, config: Config, provenance: dict[str, Any], extends: bool, say: Callable) -> None:
+    "It is the same run; say what is not quite."
+    then, now = description(start.content, start.path)['config'], to_dict(config)
+    before, total = then['trainer']['max_steps'], config.trainer.max_steps
+    if extends:
+        now['trainer']['max_steps'] = before
+    check_same_run(start, now, provenance)
+    if then['trainer']['precision'] not in ('auto', now['trainer']['precision']):
+        say(f'trainer.precision: {then["trainer"]["precision"]} in the checkpoint, {now["trainer"]["precision"]} now; the result '
+            'will not be that of the uninterrupted run, bit for bit')
+    if extends and total > before:
+        rates = [config.optim.learning_rate * learning_rate_factor(start.step, config.optim, n) for n in (before, total)]
+        say(f'extended from {before} to {total} steps: the cosine is drawn anew over all {total}; the learning rate goes on at '
+            f'{rates[1]:.2e} (it was {rates[0]:.2e})')
+
+
+def _finished(start: Start, config: Config) -> str | None:
+    "Why a run is finished; None where it is not."
+    t, state = config.trainer, start.content['callbacks'].get('Checkpoints', {})
+    if start.step >= t.max_steps:
+        return f'the run is finished ({start.step} of {t.max_steps} steps)'
+    if 0 < t.patience <= state.get('since_best', 0):
+        return (f'the run is finished (step {start.step} of {t.max_steps}: no better validation Dice for {state["since_best"]} '
+                'validations; a larger trainer.patience goes on)')
+    return None
+
+# %% ../nbs/10_train.ipynb #8ddb2f0f
+def loader_error(
+    error: Exception,  # that ended a training
+) -> InputError | None:  # None where it was no data-loader worker
+    "What a dead data-loader worker has to say, with the remedy."
+    lines = [line for line in str(error).splitlines() if line.strip()] or ['']
+    if 'Caught ' in lines[0] and 'in DataLoader worker' in lines[0]:
+        return InputError(f'data loader: {lines[-1].strip()} (in a worker process; --data.loader none makes the patches in the '
+                          'training process, and --debug then shows where)')
+    dead = next((line for line in lines if re.search(r'DataLoader worker .*(killed|exited)', line)), None)
+    if dead is None:
+        return None
+    cause = 'shared memory was too small' if 'Bus error' in dead else 'most often memory or /dev/shm was too small'
+    return InputError(f'data loader: {dead.strip().rstrip(".")}; {cause}. --data.loader thread needs no shared memory and no '
+                      'second copy of the process, --data.workers 1 less of both; --resume auto goes on')
+
+# %% ../nbs/10_train.ipynb #fd21ed15
 def fit(
     config: Config,  # of the run
     ckpt_path: str | Path | None = None,  # checkpoint to resume from
     resume: Literal['never', 'auto'] = 'never',  # 'auto' continues the run in output_dir where there is one
+    extend_to: int | None = None,  # steps of a longer schedule; None: trainer.max_steps, as the run has it
     verbose: bool = True,  # print the machine plan and where things lie
 ) -> Path:  # the best checkpoint by validation Dice
     "Train, or go on training, to `trainer.max_steps`."
     enter_processes(config)
-    output_dir, verbose = Path(config.trainer.output_dir), verbose and is_first_process()
+    output_dir = Path(config.trainer.output_dir)
+    say = print if verbose and is_first_process() else lambda *words, **how: None
     start = resume_point(output_dir, ckpt_path, resume)
-    stored = load_checkpoint(start) if start else {'global_step': 0}
-    done, total = stored['global_step'], config.trainer.max_steps
-    data = open_data(config, done, progress=verbose)
+    config = settled(config, start, extend_to)
+    data = open_data(config, start.step if start else 0, progress=verbose)
+    config = replace(config, data=replace(config.data, batch_size=data.plan.batch_size))
     provenance = provenance_of(data)
     if start is not None:
-        check_same_run(stored, config, provenance, start)
-        if done >= total:
-            if verbose:
-                print(f'{start}: the run is finished ({done} of {total} steps)')
-            return best_checkpoint(start.parent)
-    if is_first_process():
-        _write_settings(config, data, output_dir)
+        _check_start(start, config, provenance, extend_to is not None, say)
+        if reason := _finished(start, config):
+            say(f'{start.path}: {reason}')
+            start.complete()
+            return best_checkpoint(start.path.parent)
     pl.seed_everything(config.trainer.seed, verbose=False)
     task = SegmentationTask(config, provenance)
-    if verbose and config.data.n_folds == 1:
-        print('data.n_folds is 1: nobody is held out, and validation scores are of cases that are trained on')
-    if verbose:
-        print(data.plan, f'resuming from {start} at step {done} of {total}' if start else f'training for {total} steps', sep='\n')
-    with _quiet_lightning():
-        make_trainer(config, output_dir, stored).fit(task, datamodule=data, ckpt_path=start)
+    _look_ahead(task, data, start, say)
+    if is_first_process():
+        _write_settings(task.config, data, output_dir)
+        if start is not None:
+            start.begin(CheckpointFolder(output_dir / 'checkpoints'))
+    _train(task, data, start, output_dir)
     return best_checkpoint(output_dir / 'checkpoints')
+
+
+def _look_ahead(task: SegmentationTask, data: RunData, start: Start | None, say: Callable) -> None:
+    "Try a step, settle the precision, and say what is going to happen."
+    t, plan, done = task.config.trainer, data.plan, start.step if start else 0
+    device, precision = training_device(t.accelerator), choose_precision(t.precision, t.accelerator)
+    seconds = try_step(task, plan.batch_size, device, precision)
+    if device.type == 'cpu' and t.precision == 'auto':
+        precision, seconds = faster_precision(task, plan.batch_size, seconds)
+    task.config = replace(task.config, trainer=replace(t, precision=precision))
+    if data.data.n_folds == 1:
+        say('data.n_folds is 1: nobody is held out, and validation scores are of cases that are trained on')
+    if say is print:
+        say(plan, f'  - {precision} on {device.type}', forecast(task, data, seconds, device).tell(t, done), sep='\n')
+    say(f'resuming from {start.path} at step {done} of {t.max_steps}' if start else f'training for {t.max_steps} steps', flush=True)
+
+
+def _train(task: SegmentationTask, data: RunData, start: Start | None, output_dir: Path) -> None:
+    "The steps."
+    with _quiet_lightning(), StopSignals() as signals:
+        trainer = make_trainer(task.config, output_dir, start.content if start else None, signals)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=start.path if start else None)
+        except Exception as error:
+            problem = loader_error(error)
+            if problem is None:
+                raise
+            raise problem from error
 
 
 def best_checkpoint(
