@@ -10,7 +10,6 @@ import resource
 import signal
 import sys
 import time
-import traceback
 
 import torch
 
@@ -18,8 +17,7 @@ torch.set_num_threads(1)
 
 import neuroseg3d.checkpoint as checkpoint
 import neuroseg3d.train as train
-from neuroseg3d.config import build
-from neuroseg3d.core import InputError
+from neuroseg3d.cli import main
 
 
 def counted(function, n: int, before):
@@ -71,22 +69,17 @@ def arm(place: str, n: int, signum: int) -> None:
 
 
 def run(order: dict) -> int:
-    "A training, in this process."
+    "A training by the command line, in this process."
     if 'at' in order:
         arm(order['at'], order.get('n', 1), order.get('signal', signal.SIGKILL))
     if 'largest_file' in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order['largest_file'],) * 2)
     try:
-        print(train.fit(build(train.Config, order['config']), **order.get('options', {})), flush=True)
-        return 0
-    except InputError as error:
-        print(f'InputError: {error}', flush=True)
-        return 2
+        return main(order['words'])
     except SystemExit as end:
         return end.code
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    finally:
+        sys.stdout.flush()
 
 
 def start(order: dict) -> int:

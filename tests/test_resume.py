@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,14 +30,17 @@ class Runs:
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
-    def __call__(self, name: str, resume: str = 'auto', options: dict | None = None, trainer: dict | None = None,
+    def __call__(self, name: str, *options: object, at: str | None = None, resume: bool = True, trainer: dict | None = None,
                  data: dict | None = None, optim: dict | None = None, **order) -> int:
-        config = {'data': {'root': 'cohort', 'patch_size': 16, 'n_folds': 3, 'loader': 'none', **(data or {})},
-                  'optim': optim or {}, 'model': {'preset': 'tiny', 'filters': [4, 8, 12, 16], 'dropout': 0.2},
-                  'space': {'spacing_mm': 6.0}, 'logger': {'every_steps': 1},
-                  'trainer': {'output_dir': name, 'max_steps': STEPS, 'val_every_steps': EPOCH, 'checkpoint_every_steps': 3,
-                              'accelerator': 'cpu', 'patience': 50, 'keep_best': 2, **(trainer or {})}}
-        order |= {'config': config, 'options': {'resume': resume, **(options or {})}, 'log': f'{name}.log'}
+        "Train by the command line; the exit status, negative for a signal."
+        settings = {'data': {'root': 'cohort', 'patch_size': 16, 'n_folds': 3, 'loader': 'none', **(data or {})},
+                    'optim': optim or {}, 'model': {'preset': 'tiny', 'filters': [4, 8, 12, 16], 'dropout': 0.2},
+                    'space': {'spacing_mm': 6.0}, 'logger': {'every_steps': 1},
+                    'trainer': {'output_dir': name, 'max_steps': STEPS, 'val_every_steps': EPOCH, 'checkpoint_every_steps': 3,
+                                'accelerator': 'cpu', 'patience': 50, 'keep_best': 2, **(trainer or {})}}
+        words = ['train', *(['--resume', 'auto'] if resume else []), *map(str, options)]
+        words += [word for s, values in settings.items() for k, v in values.items() for word in (f'--{s}.{k}', str(v))]
+        order |= {'words': words, 'log': f'{name}.log', **({'at': at} if at else {})}
         self.launcher.stdin.write(json.dumps(order) + '\n')
         self.launcher.stdin.flush()
         return json.loads(self.launcher.stdout.readline())
@@ -51,7 +55,7 @@ class Runs:
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp('runs'))
-    assert runs('whole', resume='never') == 0, runs.log('whole')
+    assert runs('whole', resume=False) == 0, runs.log('whole')
     yield runs
     runs.launcher.stdin.close()
     runs.launcher.wait(30)
@@ -95,9 +99,11 @@ def test_ten_kills_at_random_steps_validations_and_saves(runs):
     kills = 0
     for attempt in range(3):
         name, lives = f'killed{attempt}', 4
+        loader = {'loader': 'thread', 'workers': 2} if attempt else {}  # batches ahead of the step are lost too
         for life in range(lives):
             place = places[(attempt + life) % len(places)]
-            status = runs(name, at=place, n=rng.randint(*{'step': (2, 5), 'validation': (1, 3), 'save': (1, 3), 'rename': (3, 8)}[place]))
+            n = rng.randint(*{'step': (2, 5), 'validation': (1, 3), 'save': (1, 3), 'rename': (3, 8)}[place])
+            status = runs(name, at=place, n=n, data=loader)
             assert status in (0, -signal.SIGKILL), runs.log(name)
             kills += status != 0
         assert runs(name) == 0, runs.log(name)
@@ -134,34 +140,60 @@ def test_full_disk_leaves_the_checkpoint_before(runs):
     check_ends_alike(runs, 'full')
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'one bit'])
+class Payload:
+    def __reduce__(self):
+        return exec, ("open('payload-ran', 'w')",)
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'malicious'])
 def test_damaged_last_falls_back_to_previous(runs, damage):
     name = f'damaged {damage}'
     assert runs(name, at='step', n=8) == -signal.SIGKILL
     last = runs.checkpoints(name) / 'last.ckpt'
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 1
-    last.write_bytes(content[:len(content) // 2] if damage == 'truncated' else content)
+    if damage == 'truncated':
+        os.truncate(last, last.stat().st_size // 2)
+    else:
+        last.unlink()
+        torch.save({'state_dict': Payload()}, last)
     assert runs(name, trainer={'max_steps': 20}) == 2  # refused for another reason, after the fall-back
     assert 'last.ckpt: cannot be loaded as data' in runs.log(name) and 'the one before it (step 4)' in runs.log(name)
     assert 'trainer.max_steps: 12 in the checkpoint, 20 now; --extend_to makes a schedule longer' in runs.log(name)
     assert runs(name) == 0, runs.log(name)  # from previous.ckpt, which is still there
     (runs.checkpoints(name) / 'damaged.ckpt').unlink()
+    assert not (runs.folder / 'payload-ran').exists()
     check_ends_alike(runs, name)
 
 
+def test_kill_between_the_batches_of_a_step(runs):
+    halves = {'accumulate': 2, 'max_steps': 4}
+    assert runs('halves', trainer=halves) == 0
+    assert runs('halves2', trainer=halves, at='step', n=8) == -signal.SIGKILL  # the second batch of step 4, saved is 3
+    assert runs('halves2', trainer=halves) == 0, runs.log('halves2')
+    a, b = (load_checkpoint(runs.checkpoints(n) / 'last.ckpt') for n in ('halves', 'halves2'))
+    for part in ('state_dict', 'optimizer_states', 'global_step'):
+        same(a[part], b[part])
+
+
+def test_another_run_is_refused_with_the_difference(runs):
+    toy_cohort(runs.folder / 'other', 5)
+    assert runs('whole', data={'root': 'other'}) == 2
+    for name in ('data_sha256', 'split_sha256', 'n_train'):
+        assert f'{name}: ' in runs.log('whole'), runs.log('whole')
+    assert runs('whole', '--model.residual', 'true', '--optim.weight_decay', 0.1) == 2
+    assert 'model.residual: False in the checkpoint, True now; optim.weight_decay: 0.0001 in the checkpoint, 0.1 now' in runs.log('whole')
+
+
 def test_longer_schedule_is_explicit_and_exact(runs):
-    import shutil
     assert runs('longer', trainer={'max_steps': 4}) == 0
     shutil.copytree(runs.folder / 'longer', runs.folder / 'longer2')
-    assert runs('longer', options={'extend_to': 8}, at='step', n=4) == -signal.SIGKILL
+    assert runs('longer', '--extend_to', 8, at='step', n=4) == -signal.SIGKILL
     assert 'extended from 4 to 8 steps: the cosine is drawn anew' in runs.log('longer')
     assert runs('longer', trainer={'max_steps': 8}) == 0, runs.log('longer')  # killed and resumed: it has 8 steps now
-    assert runs('longer2', options={'extend_to': 8}) == 0, runs.log('longer2')
+    assert runs('longer2', '--extend_to', 8) == 0, runs.log('longer2')
     a, b = (load_checkpoint(runs.checkpoints(n) / 'last.ckpt') for n in ('longer', 'longer2'))
     assert a['global_step'] == 8 and len(a['optimizer_states'][0]['state']) > 0
     same(a['state_dict'], b['state_dict'])
-    assert runs('nothing', options={'extend_to': 16}) == 2 and 'there is no run to extend' in runs.log('nothing')
+    assert runs('nothing', '--extend_to', 16) == 2 and 'there is no run to extend' in runs.log('nothing')
 
 
 def test_early_stopping_survives_a_kill(runs):
