@@ -27,8 +27,9 @@ from .unet import UNet, UNetConfig
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'save_checkpoint', 'sync_folder', 'load_checkpoint', 'describe', 'description',
-           'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'find_model', 'load_model']
+__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'sync_folder', 'load_checkpoint', 'describe',
+           'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'write_ensemble',
+           'read_ensemble', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -224,14 +225,47 @@ MODELS: Path = Path(str(files('neuroseg3d'))) / 'models'
 STARTER: Path = MODELS / 'starter.safetensors'
 
 
+#: The file of an ensemble in the folder of a cross-validation.
+ENSEMBLE: str = 'ensemble.json'
+
+
+def write_ensemble(
+    path: str | Path,  # a .json file
+    members: Iterable[str | Path],  # checkpoints or exported models; kept relative to the file
+    postprocess: Mapping[str, Any] | None = None,  # rules of the whole; None: those of the first member
+) -> Path:  # `path`
+    "Write down which models are averaged."
+    path = Path(path)
+    names = [Path(os.path.relpath(m, path.parent)).as_posix() for m in members]
+    content = {'format': FORMAT, 'members': names, 'postprocess': dict(postprocess) if postprocess else None}
+    _write_whole(path, json.dumps(content, indent=1).encode())
+    return path
+
+
+def read_ensemble(
+    path: Path,  # of `write_ensemble`
+) -> dict[str, Any]:  # members, postprocess
+    "What the file of an ensemble says."
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        members = [str(m) for m in content['members']]
+    except FileNotFoundError:
+        raise InputError(f'{path}: no such ensemble') from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f'{path}: not the file of an ensemble: {error!r}') from None
+    if not members or content.get('format', FORMAT) > FORMAT:
+        raise InputError(f'{path}: found {len(members)} members and format {content.get("format")}, expected some and {FORMAT} at most')
+    return {**content, 'members': members}
+
+
 def find_model(
-    path: str | Path,  # a checkpoint, an exported model, or the folder of a run
+    path: str | Path,  # a checkpoint, an exported model, the file of an ensemble, or the folder of a run
 ) -> Path:
-    "The file to load a model from; in a folder the exported model comes first."
+    "The file to load a model from; in a folder an ensemble comes first, then the exported model."
     path = Path(path)
     if not path.is_dir():
         return path
-    names = ('model.safetensors', 'best.ckpt', 'checkpoints/best.ckpt', 'last.ckpt', 'checkpoints/last.ckpt')
+    names = (ENSEMBLE, 'model.safetensors', 'best.ckpt', 'checkpoints/best.ckpt', 'last.ckpt', 'checkpoints/last.ckpt')
     found = next((path / n for n in names if (path / n).is_file()), None)
     if found is None:
         raise InputError(f'{path}: holds no model; expected one of {", ".join(names)}')
@@ -251,7 +285,9 @@ def load_model(
     paths: str | Path | Iterable[str | Path] = STARTER,  # a checkpoint, exported model or run folder; several for an ensemble
 ) -> Model:
     "A model for inference, on the CPU: the starter model that comes with the package, or another."
-    sources = [find_model(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    found = [find_model(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    shared = read_ensemble(found[0]) if found and found[0].suffix == '.json' else {}
+    sources = [m for p in found for m in ([p.parent / m for m in read_ensemble(p)['members']] if p.suffix == '.json' else [p])]
     if not sources:
         raise InputError('no checkpoint was given')
     contents, abouts = zip(*map(_read, sources))
@@ -260,6 +296,8 @@ def load_model(
             ours, first = about['config'][section], abouts[0]['config'][section]
             if (ours if key is None else ours[key]) != (first if key is None else first[key]):
                 raise InputError(f'{path}: {section} is {ours}, that of {sources[0].name} is {first}; no ensemble')
+    if shared.get('postprocess'):
+        abouts = ({**abouts[0], 'postprocess': shared['postprocess']}, *abouts[1:])
     config, thresholds = abouts[0]['config'], abouts[0].get('thresholds') or dict.fromkeys(REGIONS, 0.5)
     return Model([_network(*x) for x in zip(contents, abouts, sources)], build(Space, config['space'], 'space'),
                  build(Windows, config['infer'], 'infer'), config['loss']['targets'], list(abouts), sources, thresholds)

@@ -79,9 +79,21 @@ def _train(args, overrides) -> int:
     from neuroseg3d.train import Config, cpu_has_bf16, fit
     short = {'logger.kind': args.logger, 'data.fold': args.fold}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
+    if args.folds:
+        return _train_folds(args, config)
     best = fit(config, args.ckpt_path, args.resume, args.extend_to)
     if is_first_process():
         print(f'best checkpoint: {best}')
+    return 0
+
+
+def _train_folds(args, config) -> int:
+    from neuroseg3d.crossval import train_folds
+    if args.ckpt_path or args.fold is not None:
+        _fail('--folds goes on with each fold by itself; found --ckpt_path or --fold beside it')
+    if args.folds != ['all'] and not all(k.isdecimal() for k in args.folds):
+        _fail(f'--folds: found {" ".join(args.folds)}, expected all, or numbers of folds')
+    train_folds(config, None if args.folds == ['all'] else [int(k) for k in args.folds])
     return 0
 
 # %% ../nbs/16_cli.ipynb #6807c28a
@@ -141,6 +153,18 @@ def _mirrored(model, flips):
 
     from neuroseg3d.windows import FLIPS
     return replace(model, windows=replace(model.windows, flips=FLIPS if 'all' in flips else tuple(flips)))
+
+
+def _ensemble(args, overrides) -> int:
+    from neuroseg3d.crossval import score_ensemble
+    from neuroseg3d.infer import choose_device
+    from neuroseg3d.processes import launched, run_together
+    choose_device(args.device)
+    processes = _processes(args.devices)
+    if processes > 1 and not launched().launcher:
+        return run_together([sys.executable, '-m', 'neuroseg3d.cli', *args.words], processes)
+    score_ensemble(args.run_dir, args.data, args.test, args.postprocess, args.device, print)
+    return 0
 
 
 def _postprocess(args, overrides) -> int:
@@ -331,6 +355,7 @@ def _add_model_commands(commands) -> None:
     train.add_argument('--extend_to', type=int, metavar='STEPS', help='continue with a schedule of so many steps')
     train.add_argument('--logger', choices=('csv', 'tensorboard', 'wandb', 'none'), help='where metrics go (short for --logger.kind)')
     train.add_argument('--fold', metavar='K', help='fold that is held out for validation (short for --data.fold)')
+    train.add_argument('--folds', nargs='+', metavar='K', help='train several folds, or all, each in its folder; called again, it goes on')
     infer = _command(commands, 'infer', _infer, 'Segment a case or a cohort',
                      'neuroseg3d infer --input_image case/ --output_dir predictions/')
     infer.set_defaults(overridable=True)
@@ -355,6 +380,17 @@ def _add_model_commands(commands) -> None:
     tune.add_argument('--data', required=True, help='the cohort with its references')
     tune.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
     tune.add_argument('--ckpt_path', nargs='*', help='checkpoints to store the rules in; `infer` then follows them')
+
+
+def _add_ensemble_command(commands) -> None:
+    ensemble = _command(commands, 'ensemble', _ensemble, 'Make the ensemble of a cross-validation and score it',
+                        'neuroseg3d ensemble --run_dir runs/cv --test data/new_hospital')
+    ensemble.add_argument('--run_dir', required=True, help='output folder of `train --folds all`; gets ensemble.json and scores')
+    ensemble.add_argument('--data', help='the cohort that was trained on (default: where it was then)')
+    ensemble.add_argument('--test', help='cohort with references that no fold has seen, to score the ensemble on')
+    ensemble.add_argument('--postprocess', action='store_true', help='search thresholds and size rules on the out-of-fold probabilities')
+    ensemble.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
+    ensemble.add_argument('--devices', default='1', metavar='N', help='processes that share the cases; auto: as many as there are GPUs')
 
 
 def _add_review_commands(commands) -> None:
@@ -427,6 +463,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)
     _add_model_commands(commands)
+    _add_ensemble_command(commands)
     _add_review_commands(commands)
     _add_explain_command(commands)
     return parser

@@ -47,7 +47,7 @@ __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'paramete
            'SegmentationTask', 'ProgressLines', 'progress_callbacks', 'enter_processes', 'processes_of',
            'training_device', 'time_step', 'is_out_of_memory', 'smaller_steps', 'altered', 'settings_that_fit',
            'try_step', 'choose_precision', 'cpu_has_bf16', 'faster_precision', 'Forecast', 'forecast', 'make_trainer',
-           'RunData', 'open_data', 'provenance_of', 'settled', 'loader_error', 'fit', 'best_checkpoint']
+           'RunData', 'open_data', 'provenance_of', 'settled', 'why_finished', 'loader_error', 'fit', 'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -661,7 +661,10 @@ def _check_start(start: Start, config: Config, provenance: dict[str, Any], exten
             f'{rates[1]:.2e} (it was {rates[0]:.2e})')
 
 
-def _finished(start: Start, config: Config) -> str | None:
+def why_finished(
+    start: Start,  # where the run would go on
+    config: Config,  # of the run
+) -> str | None:
     "Why a run is finished; None where it is not."
     t, state = config.trainer, start.content['callbacks'].get('Checkpoints', {})
     if start.step >= t.max_steps:
@@ -706,7 +709,7 @@ def fit(
     provenance = provenance_of(data)
     if start is not None:
         _check_start(start, config, provenance, extend_to is not None, say)
-        if reason := _finished(start, config):
+        if reason := why_finished(start, config):
             say(f'{start.path}: {reason}')
             start.complete()
             return best_checkpoint(start.path.parent)
@@ -726,7 +729,7 @@ def _look_ahead(task: SegmentationTask, data: RunData, start: Start | None, say:
     t, plan, done = task.config.trainer, data.plan, start.step if start else 0
     device, precision = training_device(t.accelerator), choose_precision(t.precision, t.accelerator)
     seconds = try_step(task, plan.batch_size, device, precision)
-    if device.type == 'cpu' and t.precision == 'auto':
+    if device.type == 'cpu' and t.precision == 'auto' and processes_of(task.config) == 1:  # several might differ
         precision, seconds = faster_precision(task, plan.batch_size, seconds)
     task.config = replace(task.config, trainer=replace(t, precision=precision))
     if data.data.n_folds == 1:

@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from balls import ball_cohort
 
 from neuroseg3d.cli import main
-from neuroseg3d.phantom import write_cohort
 
 BIN = Path(sys.executable).parent
 STEPS = 4
@@ -114,7 +115,7 @@ def train(folder: Path, run: str, environments: list[dict], *more: str, stop_at:
 def work(tmp_path_factory) -> Path:
     "A folder with a cohort, and a run of one process."
     folder = tmp_path_factory.mktemp('work')
-    write_cohort(folder / 'cohort', n=5, n_test=3, spacing_mm=6, workers=1, progress=False)
+    ball_cohort(folder / 'cohort', n=5, n_test=3)
     train(folder, 'one', [{}])
     return folder
 
@@ -233,3 +234,39 @@ def test_a_cohort_goes_on_after_a_loss(work, new):
     assert [done.stdout.count(f'{c}: done before') for c in new] == [1, 1, 0] and done.stdout.count(f'[1/1] {new[2]}') == 1
     assert sorted(cases(folder)) == new and not list(folder.glob('.manifest*'))
     assert (folder / f'{new[2]}.nii.gz').read_bytes() == (work / 'alone' / f'{new[2]}.nii.gz').read_bytes()
+
+
+def test_the_command_line_starts_processes_for_all_folds(work):
+    "Lightning starts the second process, once for both folds; two processes share what their ensemble is scored on."
+    words = [*WORDS, '--trainer.output_dir', 'cv', '--trainer.devices', '2', '--folds', 'all']
+    done = subprocess.run([str(w) for w in (BIN / 'neuroseg3d', *words)], cwd=work, capture_output=True, text=True,
+                          env={k: v for k, v in os.environ.items() if k not in torchrun(0, '')} | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.count(s) for s in ('fold 0 of 2: cv/fold_0', 'fold 1 of 2: cv/fold_1', 'machine plan')] == [1, 1, 2]
+    assert_same(work / 'cv' / 'fold_0', work / 'one')
+    port = free_port()
+    notes = together(work, 'cv', [torchrun(rank, port) for rank in (0, 1)], ['ensemble', '--run_dir', 'cv', '--device', 'cpu'])
+    made = [[c.split('/')[-1] for c in n['changed'] if c.startswith('os.rename') and 'out_of_fold/.' in c] for n in notes]
+    assert all(made) and len(cases(work / 'cv' / 'out_of_fold')) == 5
+    assert not any('scores' in c or 'ensemble.json' in c for c in notes[1]['changed'])
+    assert (work / 'cv' / 'ensemble.json').is_file() and 'mean Dice out of fold' in (work / 'cv.0.txt').read_text()
+
+
+def test_stopping_the_cell_stops_the_training(work, monkeypatch):
+    "What is launched from a notebook ends when the cell is interrupted, with all its processes, and leaves its checkpoint."
+    from neuroseg3d.config import load_config
+    from neuroseg3d.devices import launch
+    from neuroseg3d.train import Config
+    monkeypatch.chdir(work)
+    given = dict(zip((w.removeprefix('--') for w in WORDS[1::2]), map(str, WORDS[2::2])))
+    given |= {'trainer.max_steps': '100000', 'trainer.output_dir': 'stopped', 'trainer.devices': '2'}
+    children = []
+
+    def stop(line: str) -> None:
+        if line.startswith('step 2/'):
+            children.extend(c for c in psutil.Process().children(recursive=True) if 'neuroseg3d.cli' in c.cmdline())
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        launch(load_config(Config, None, given), report=stop)
+    assert len(children) == 2 and psutil.wait_procs(children, timeout=10)[1] == []
+    assert torch.load(work / 'stopped/checkpoints/last.ckpt', weights_only=True)['global_step'] >= 2

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import struct
 import subprocess
 import sys
@@ -17,22 +16,24 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
+from balls import ball_cohort
 from wandb.proto.wandb_internal_pb2 import Record
 
 from neuroseg3d.config import build
-from neuroseg3d.phantom import write_cohort
 from neuroseg3d.train import Config, ProgressLines, fit
 
 BIN = Path(sys.executable).parent
 SETTINGS = {'data.n_folds': 2, 'data.patch_size': 16, 'data.loader': 'none', 'space.spacing_mm': 6.0, 'model.preset': 'tiny',
-            'trainer.max_steps': 20, 'trainer.val_every_steps': 10, 'trainer.accelerator': 'cpu', 'logger.kind': 'wandb'}
+            'model.filters': [4, 8, 8, 8], 'trainer.max_steps': 4, 'trainer.val_every_steps': 2, 'trainer.accelerator': 'cpu',
+            'logger.kind': 'wandb', 'logger.every_steps': 2}
 SECTIONS = {s: {k.split('.')[1]: v for k, v in SETTINGS.items() if k.startswith(s)} for s in {k.split('.')[0] for k in SETTINGS}}
 
 
 def settings(cohort: Path, folder: Path, **logger) -> Config:
     return build(Config, {**SECTIONS, 'data': {**SECTIONS['data'], 'root': str(cohort)},
-                          'trainer': {**SECTIONS['trainer'], 'output_dir': str(folder)}, 'logger': {'kind': 'wandb', **logger}})
+                          'trainer': {**SECTIONS['trainer'], 'output_dir': str(folder)}, 'logger': {**SECTIONS['logger'], **logger}})
 
 
 def records(path: Path) -> list[Record]:
@@ -71,7 +72,30 @@ def wait_for(condition) -> None:
 
 @pytest.fixture(scope='module')
 def cohort(tmp_path_factory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp('data') / 'cohort', n=2, spacing_mm=6, workers=1, progress=False)
+    return ball_cohort(tmp_path_factory.mktemp('data') / 'cohort', n=2)
+
+
+#: A training that stands still after its first validation; W&B's own process goes on, and writes what it has got.
+STANDING = """
+import os, signal, sys
+import neuroseg3d.train as train
+from neuroseg3d.cli import main
+
+class Stand(train.pl.Callback):
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+make = train.make_trainer
+
+def standing(*args):
+    trainer = make(*args)
+    trainer.callbacks.append(Stand())
+    return trainer
+
+train.make_trainer = standing
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope='module')
@@ -80,13 +104,12 @@ def interrupted(cohort, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('work')
     env = {k: v for k, v in os.environ.items() if not k.startswith('WANDB')} | {'HOME': str(folder), 'NETRC': str(folder / 'none')}
     given = {k: v for k, v in SETTINGS.items() if k != 'logger.kind'}
-    words = [BIN / 'neuroseg3d', 'train', '--logger', 'wandb', '--data.root', cohort, '--trainer.output_dir', 'run',
+    words = [sys.executable, '-c', STANDING, 'train', '--logger', 'wandb', '--data.root', cohort, '--trainer.output_dir', 'run',
              *(w for k, v in given.items() for w in (f'--{k}', str(v)))]
     first = subprocess.Popen([str(w) for w in words], cwd=folder, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    assert any(line.startswith('step 10/20') for line in first.stdout)
-    wait_for(lambda: (folder / 'run' / 'checkpoints' / 'best.ckpt').is_file())
-    first.send_signal(signal.SIGSTOP)  # W&B's own process goes on, and writes what it has got
+    assert any(line.startswith('step 2/4') for line in first.stdout)
     wait_for(lambda: any('val/dice_ET' in row for row in rows_of(parts(folder)[0])))
+    wait_for(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
     first.kill()
     first.communicate()
     with pytest.MonkeyPatch.context() as patch, open(folder / 'said.txt', 'w') as said, contextlib.redirect_stdout(said):
@@ -94,6 +117,7 @@ def interrupted(cohort, tmp_path_factory) -> Path:
             patch.delenv(name)
         patch.setenv('NETRC', str(folder / 'none'))
         fit(settings(cohort, folder / 'run'), resume='auto')
+    wait_for(lambda: any(r.WhichOneof('record_type') == 'exit' for r in parts(folder)[-1]))  # it reaches the disk a little later
     return folder
 
 
@@ -103,9 +127,9 @@ def test_offline_run_holds_what_happened(interrupted):
     for key in ('train/loss', 'lr-AdamW/pg1', 'train/voxels_per_s', 'system/ram_mb', *(f'val/dice_{r}' for r in ('WT', 'TC', 'ET')),
                 *(f'val/hd95_mm_{r}' for r in ('WT', 'TC', 'ET'))):
         found = [r for r in rows if key in r]
-        assert found and all(r['trainer/global_step'] == 19 for r in found), key
+        assert found and all(r['trainer/global_step'] == 3 for r in found), key
     assert all(0 <= r['val/dice_ET'] <= 1 for r in rows if 'val/dice_ET' in r)
-    figures = {k: r[k] for r in rows for k in r if re.fullmatch(r'figures/PHANTOM_\d+\.path', k)}
+    figures = {k: r[k] for r in rows for k in r if re.fullmatch(r'figures/BALL_Tr\d+\.path', k)}
     assert len(figures) == 1
     for path in figures.values():
         png = next((interrupted / 'run' / 'logs' / 'wandb').glob(f'offline-run-*/files/{path}')).read_bytes()
@@ -129,14 +153,14 @@ def test_model_is_an_artifact_with_names(interrupted):
     assert stored and {s.type for s in stored} == {'model'} and len({s.name for s in stored}) == 1
     assert {a for s in stored for a in s.aliases} == {'best', 'latest'}
     newest = [s for s in stored if 'latest' in s.aliases][-1]
-    assert json.loads(newest.metadata) == {'step': 20}
+    assert json.loads(newest.metadata) == {'step': 4}
     files = {c.path: Path(c.local_path) for c in newest.manifest.contents}
     assert set(files) == {'model.safetensors', 'model.json'} and all(f.is_file() for f in files.values())
     assert all(interrupted in f.parents for f in files.values())
     from neuroseg3d.checkpoint import read_export
     renamed = interrupted / 'model.safetensors'
     renamed.write_bytes(files['model.safetensors'].read_bytes())
-    assert read_export(renamed)[1]['step'] == 20
+    assert read_export(renamed)[1]['step'] == 4
 
 
 def test_resumed_run_is_the_same_run(interrupted):
@@ -145,9 +169,9 @@ def test_resumed_run_is_the_same_run(interrupted):
     assert ids[0] == ids[1]
     assert f'wandb sync {interrupted}/run/logs/wandb/offline-run-*-{ids[0]}' in (interrupted / 'said.txt').read_text()
     steps = [[r['trainer/global_step'] for r in rows_of(found) if 'train/loss' in r] for found in (first, second)]
-    assert steps == [[9], [19]]
+    assert steps == [[1], [3]]
     table = list(csv.DictReader(open(interrupted / 'run' / 'logs' / 'metrics.csv')))
-    assert [r['step'] for r in table] == ['9', '19'] and all(r['train/loss'] and r['val/dice_ET'] for r in table)
+    assert [r['step'] for r in table] == ['1', '3'] and all(r['train/loss'] and r['val/dice_ET'] for r in table)
 
 
 # ---- servers
@@ -224,6 +248,7 @@ def account(monkeypatch, tmp_path):
     for name in [k for k in os.environ if k.startswith('WANDB')]:
         monkeypatch.delenv(name)
     monkeypatch.setenv('WANDB_API_KEY', 'a' * 40)
+    monkeypatch.setenv('WANDB__FILE_STREAM_TRANSMIT_INTERVAL', '0.5')  # seconds; 15 otherwise
     monkeypatch.setenv('HOME', str(tmp_path))
 
     def use(server: Server):
@@ -241,19 +266,19 @@ def test_server_that_fails_in_the_middle(cohort, tmp_path, account, monkeypatch,
         said(self, trainer, module)
         assert server.failed.wait(60)
     monkeypatch.setattr(ProgressLines, 'on_validation_end', wait_for_failure)
-    fit(settings(cohort, tmp_path / 'run', upload_wait_s=4))
+    fit(settings(cohort, tmp_path / 'run', upload_wait_s=1))
     out = capfd.readouterr().out
-    assert (tmp_path / 'run' / 'checkpoints' / 'best.ckpt').is_file() and 'step 20/20' in out
+    assert (tmp_path / 'run' / 'checkpoints' / 'best.ckpt').is_file() and 'step 4/4' in out
     command = re.search(r'the upload is not complete; complete it with: (wandb sync .*)', out).group(1)
 
-    missing = {r['trainer/global_step'] for r in server.history.values()} ^ {9, 19}
+    missing = {r['trainer/global_step'] for r in server.history.values()} ^ {1, 3}
     assert missing  # the server did not get everything
     server.fails = ''  # it is repaired
     script = f'unset WANDB_SERVICE; PATH={shlex.quote(str(BIN))}:$PATH; {command}'
     done = subprocess.run(['bash', '-c', script], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
     assert done.returncode == 0, done.stderr
     received = [r for r in server.history.values() if 'train/loss' in r]
-    assert [r['trainer/global_step'] for r in received] == [9, 19]
+    assert [r['trainer/global_step'] for r in received] == [1, 3]
     assert sorted({a for aliases in server.artifacts for a in aliases}) == ['best', 'latest']
     server.close()
 
@@ -262,7 +287,7 @@ def test_whole_run_is_uploaded_while_it_goes_on(cohort, tmp_path, account, capfd
     server = account(Server(''))
     fit(settings(cohort, tmp_path / 'run'))
     assert f'W&B: uploaded: {server.address}/me/neuroseg3d/runs/' in capfd.readouterr().out
-    assert [r['trainer/global_step'] for r in server.history.values() if 'val/dice' in r] == [9, 19]
+    assert [r['trainer/global_step'] for r in server.history.values() if 'val/dice' in r] == [1, 3]
     server.close()
 
 

@@ -1,0 +1,44 @@
+"A cohort that takes a moment to make: balls within a ball, in the layout of the Decathlon, for tests of what goes on around the network."
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from zlib import crc32
+
+import nibabel as nib
+import numpy as np
+
+SHAPE, SPACING_MM = (26, 31, 23), 6.0
+
+
+def ball_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "Image (x, y, z, 4) and label (x, y, z): a brain, in it edema, in that a core, in that what enhances."
+    rng = np.random.default_rng(seed)
+    grid = np.moveaxis(np.indices(SHAPE), 0, -1) - np.array(SHAPE) / 2
+    brain = ((grid / (np.array(SHAPE) / 2 - 2)) ** 2).sum(-1) < 1
+    from_tumour = np.linalg.norm(grid - rng.uniform(-4, 4, 3), axis=-1)
+    label = np.zeros(SHAPE, np.uint8)
+    for value, radius in zip((1, 2, 3), rng.uniform(0.85, 1.15) * np.array([6.5, 4.5, 2.8])):
+        label[brain & (from_tumour < radius)] = value
+    means = np.array([[100, 100, 100, 100], [190, 90, 95, 180], [170, 70, 80, 170], [160, 110, 200, 140]])[label]
+    image = np.where(brain[..., None], means + rng.normal(0, 12, (*SHAPE, 4)), 0).clip(0)
+    return image.astype(np.float32), label
+
+
+def ball_cohort(folder: Path, n: int, n_test: int = 0) -> Path:
+    "Write cases for training and for test."
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    names = {part: [f'BALL_{part}{i:02}' for i in range(count)] for part, count in (('Tr', n), ('Ts', n_test))}
+    for part, some in names.items():
+        for kind in ('images', 'labels'):
+            (folder / f'{kind}{part}').mkdir(parents=True)
+        for name in some:
+            image, label = ball_case(crc32(name.encode()))
+            nib.save(nib.Nifti1Image(image, affine), folder / f'images{part}' / f'{name}.nii.gz')
+            nib.save(nib.Nifti1Image(label, affine), folder / f'labels{part}' / f'{name}.nii.gz')
+    about = {'name': 'BALLS', 'tensorImageSize': '4D', 'modality': {'0': 'FLAIR', '1': 'T1w', '2': 't1gd', '3': 'T2w'},
+             'labels': {'0': 'background', '1': 'edema', '2': 'non-enhancing tumor', '3': 'enhancing tumour'},
+             'numTraining': n, 'numTest': n_test, 'test': [f'./imagesTs/{x}.nii.gz' for x in names['Ts']],
+             'training': [{'image': f'./imagesTr/{x}.nii.gz', 'label': f'./labelsTr/{x}.nii.gz'} for x in names['Tr']]}
+    (folder / 'dataset.json').write_text(json.dumps(about))
+    return folder
