@@ -1,18 +1,20 @@
-"""This library against the stock MONAI recipe, with the same weights, on one real case: seconds, peak memory and the Dice between the outputs.
+"""This library against the stock MONAI recipe, with the same weights, on one real case: seconds, peak memory, agreement.
 
-    python benchmarks/inference.py --input_image CASE --output_dir runs/bench                          # the starter model
-    python benchmarks/inference.py --ckpt_path best.ckpt --input_image CASE --output_dir runs/bench    # another
+    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench     # the starter model
+    python benchmarks/inference.py --input_image CASE --output_dir runs/bench --steps           # what each measure brings
+    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench --agreement
 
-Five pairs of processes, one after the other, alternating, on one machine. Each process measures itself: what it needed from
-its start to the end (whole process), from reading to the written file (in process), and its peak memory. The medians go into
-benchmarks/results/inference.json and inference.md. `--steps` also measures what each of this library's measures brings.
+Pairs of processes, one after the other, alternating, on one machine. Each process measures itself: what it needed from its
+start to the end (whole process), from reading to the written file (in process), and its peak memory. The same weights are run
+twice, in the model space they were trained for and at 1 mm, where nothing is resampled and a brain takes many windows: seconds
+and memory there are those of any network of this size, the masks are those of a network outside of its scale. Each call
+replaces its own part of benchmarks/results/inference.json and writes inference.md again.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,17 +25,36 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
 VARIANTS = ('ours', 'recipe', 'fast')
+REGIONS = ('WT', 'TC', 'ET')
+
+#: What is left out, one at a time: what it is, and at which spacing it is measured (None: the model's own).
+STEPS = {
+    'all measures': (None, 1.0), 'without the brain box': (None, 1.0), 'without brain box and skipped windows': (1.0,),
+    'without 16 bits': (None, 1.0), 'without channels last': (1.0,), 'with two windows at a time': (1.0,),
+    'with an overlap of 0.75': (1.0,), 'reading by nibabel': (None,), 'looking up every voxel on the way back': (None,),
+    'writing by nibabel': (None,), 'importing plots and SciPy too': (None,), 'importing MONAI and Lightning too': (None,),
+}
 
 
-def recipe(ckpt: str, files: list[str], output: Path) -> dict:
+# ---- the two ways
+
+def the_model(ckpt: str, spacing_mm: float | None):
+    "The model, in its own space or another."
+    from dataclasses import replace
+
+    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.transforms import Space
+    model = load_model(ckpt)
+    return model if spacing_mm is None else replace(model, space=Space((spacing_mm,) * 3))
+
+
+def recipe(ckpt: str, spacing_mm: float | None, files: list[str], output: Path) -> dict:
     "What a user of MONAI writes after its tutorials."
     import torch
     from monai.inferers import sliding_window_inference
     from monai.transforms import (Activationsd, AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged,
                                   NormalizeIntensityd, Orientationd, SaveImaged, Spacingd)
-
-    from neuroseg3d.checkpoint import load_model
-    model = load_model(ckpt)
+    model = the_model(ckpt, spacing_mm)
     network = model.networks[0].to(memory_format=torch.contiguous_format).eval()
     began = time.perf_counter()
     before = Compose([LoadImaged('image'), EnsureChannelFirstd('image'), Orientationd('image', axcodes='RAS'),
@@ -51,20 +72,53 @@ def recipe(ckpt: str, files: list[str], output: Path) -> dict:
     return {'in_process_s': time.perf_counter() - began}
 
 
-def ours(ckpt: str, source: list[str], output: Path, change: dict, fast: bool) -> dict:
+def ours(ckpt: str, spacing_mm: float | None, source: list[str], output: Path, step: str, fast: bool) -> dict:
     "The same by this library."
     from dataclasses import replace
-
-    from neuroseg3d.checkpoint import load_model
+    leave_out(step)
     from neuroseg3d.infer import fast_model, infer_file
-    model = load_model(ckpt)
+    model = the_model(ckpt, spacing_mm)
+    change = {'without 16 bits': {'precision': '32'}, 'with two windows at a time': {'batch': 2},
+              'with an overlap of 0.75': {'overlap': 0.75}}.get(step, {})
+    model = replace(model, windows=replace(model.windows, **{'precision': 'auto', **change}))
     if fast:
         model = fast_model(model, 'cpu')
-    model = replace(model, windows=replace(model.windows, **{'precision': 'auto', **change}))
     began = time.perf_counter()
     infer_file(model, source, output / 'ours.nii.gz', schema='msd', device='cpu')
     return {'in_process_s': time.perf_counter() - began}
 
+
+def leave_out(step: str) -> None:
+    "This library without one of its measures, for this process."
+    import nibabel as nib
+    import numpy as np
+    import torch
+
+    from neuroseg3d import nifti, transforms, windows
+    if step.startswith('without') and 'brain box' in step:
+        within = transforms.brain_box  # masks on the way back keep their box
+        transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool else
+                                                                ((0, 0, 0), image.shape[1:]))
+    if 'skipped windows' in step:
+        windows._with_brain = lambda image, config: windows.window_grid(image.shape[1:], config)
+    if step == 'without channels last':
+        torch.channels_last_3d = torch.contiguous_format
+    if step == 'reading by nibabel':
+        nifti._volumes = lambda path, dtype=None, places=(): iter(np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0))
+    if step == 'looking up every voxel on the way back':
+        transforms._unresample_cut = lambda region, op, cut: transforms._unresample(region, op, 'bilinear') >= cut
+    if step == 'writing by nibabel':
+        nifti.save_atomically = lambda image, path: (path.parent.mkdir(parents=True, exist_ok=True), nib.save(image, path), path)[2]
+    if step == 'importing plots and SciPy too':
+        import matplotlib.pyplot  # noqa: F401
+        import scipy.ndimage  # noqa: F401
+        import scipy.optimize  # noqa: F401
+    if step == 'importing MONAI and Lightning too':
+        import monai.transforms  # noqa: F401
+        import pytorch_lightning  # noqa: F401
+
+
+# ---- measuring
 
 def child(args) -> None:
     "One measurement, told on the last line of the output."
@@ -72,78 +126,106 @@ def child(args) -> None:
     warnings.filterwarnings('ignore')
     import torch
     torch.set_num_threads(args.threads)
-    output = Path(args.output_dir)
+    output, spacing = Path(args.output_dir), args.spacing_mm
     if args.child == 'recipe':
-        found = recipe(args.ckpt_path, args.input_image, output)
+        found = recipe(args.ckpt_path, spacing, args.input_image, output)
     else:
-        found = ours(args.ckpt_path, args.input_image, output, json.loads(args.change), args.child == 'fast')
+        found = ours(args.ckpt_path, spacing, args.input_image, output, args.step, args.child == 'fast')
     print(json.dumps(found | {'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
-def measure(args, variant: str, change: dict | None = None) -> dict:
+def name_of(spacing_mm: float | None) -> str:
+    return 'own' if spacing_mm is None else f'{spacing_mm:g} mm'
+
+
+def folder_of(args, spacing_mm: float | None, variant: str) -> Path:
+    return Path(args.output_dir) / name_of(spacing_mm).replace(' ', '_') / variant
+
+
+def measure(args, spacing_mm: float | None, variant: str, step: str = '') -> dict:
     "One process."
-    output = Path(args.output_dir) / variant
+    output = folder_of(args, spacing_mm, 'step' if step else variant)
     output.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, __file__, '--child', variant, '--ckpt_path', args.ckpt_path, '--input_image', *args.input_image,
-             '--output_dir', str(output), '--threads', str(args.threads), '--change', json.dumps(change or {})]
+             '--output_dir', str(output), '--threads', str(args.threads), '--step', step]
+    words += [] if spacing_mm is None else ['--spacing_mm', str(spacing_mm)]
     began = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, 'OMP_NUM_THREADS': str(args.threads), 'PYTHONPATH': str(ROOT)})
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found | {'whole_process_s': time.perf_counter() - began}
+    found = json.loads(done.stdout.strip().splitlines()[-1]) | {'whole_process_s': time.perf_counter() - began}
+    print(name_of(spacing_mm), step or variant, {k: round(v, 1) for k, v in found.items()}, flush=True)
+    return found
 
 
-def regions_of(folder: Path, variant: str):
+def measure_pairs(args, spacing_mm: float | None) -> dict:
+    "Medians, ratios and agreement in one model space."
+    runs = {v: [] for v in VARIANTS}
+    for pair in range(args.pairs):
+        for variant in VARIANTS[:: 1 if pair % 2 == 0 else -1]:
+            runs[variant].append(measure(args, spacing_mm, variant))
+    medians = {v: {k: median(r[k] for r in rows) for k in rows[0]} for v, rows in runs.items()}
+    masks = {v: masks_in(folder_of(args, spacing_mm, v)) for v in VARIANTS}
+    return {'pairs': args.pairs, 'medians': medians,
+            'ratios': {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in ('ours', 'fast')},
+            'dice_to_recipe': {v: dice(masks[v], masks['recipe']) for v in ('ours', 'fast')},
+            'dice_fast_to_ours': dice(masks['fast'], masks['ours']),
+            'voxels': dict(zip(REGIONS, (int(m.sum()) for m in masks['ours']))), 'runs': runs}
+
+
+# ---- agreement
+
+def masks_in(folder: Path):
     "Masks WT, TC, ET that a variant wrote."
     import nibabel as nib
     import numpy as np
 
     from neuroseg3d.core import labels_to_regions
-    values = np.asarray(nib.load(next((folder / variant).glob('*.nii.gz'))).dataobj)
+    values = np.asarray(nib.load(next(folder.glob('*.nii.gz'))).dataobj)
     if values.ndim == 4:  # the recipe writes three masks; what lies outside its parent region is dropped, as in a label map
         return np.logical_and.accumulate(np.moveaxis(values, -1, 0) > 0)
     return labels_to_regions(values)
 
 
-def dice_between(folder: Path, a: str, b: str) -> dict[str, float]:
-    "Dice between two outputs, by region."
-    pairs = zip(('WT', 'TC', 'ET'), regions_of(folder, a), regions_of(folder, b))
-    return {name: float(2 * (x & y).sum() / max(1, x.sum() + y.sum())) for name, x, y in pairs}
+def dice(a, b) -> dict[str, float]:
+    "Dice by region."
+    return {name: float(2 * (x & y).sum() / max(1, x.sum() + y.sum())) for name, x, y in zip(REGIONS, a, b)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--ckpt_path', default='starter', help='checkpoint or exported model (default: the starter model)')
-    parser.add_argument('--input_image', nargs='+', required=True, help='4-D file, or four files in the order of MODALITIES')
-    parser.add_argument('--output_dir', required=True)
-    parser.add_argument('--pairs', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=os.cpu_count())
-    parser.add_argument('--steps', action='store_true', help='measure also what each measure brings, once each')
-    parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument('--change', default='{}', help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.ckpt_path == 'starter':
-        from neuroseg3d.checkpoint import STARTER
-        args.ckpt_path = str(STARTER)
-    if args.child:
-        return child(args)
-    runs = {v: [] for v in VARIANTS}
-    for pair in range(args.pairs):
-        for variant in VARIANTS[:: 1 if pair % 2 == 0 else -1]:
-            runs[variant].append(measure(args, variant))
-            print(pair + 1, variant, {k: round(v, 1) for k, v in runs[variant][-1].items()}, flush=True)
-        write(args, runs, {})
-    if args.steps:
-        write(args, runs, _steps(args))
+def agreement(args, spacing_mm: float | None) -> dict:
+    "In model space: what moves the answer of one network, changed one at a time, and how near each comes to the expert."
+    import numpy as np
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    from neuroseg3d.core import labels_to_regions
+    from neuroseg3d.nifti import find_study, read_case
+    from neuroseg3d.transforms import to_model_space
+    from neuroseg3d.windows import Windows, predict_probabilities
+    model = the_model(args.ckpt_path, spacing_mm)
+    case = read_case(find_study(args.input_image, label=args.label))
+    seen = to_model_space(case, model.space)
+    box, network = seen.image, model.networks[0]
+    shift = np.linalg.solve(seen.record.model.affine, case.geometry.affine)[:3]  # RAS cases: the whole volume around the box
+    low = np.floor(-np.minimum(shift[:, 3], 0)).astype(int)
+    far = np.round(np.abs(shift[:, :3]).sum(1) * np.array(case.geometry.shape)).astype(int)
+    whole = torch.nn.functional.pad(box, [int(n) for a in (2, 1, 0) for n in (low[a], max(0, far[a] - low[a] - box.shape[1 + a]))])
+    inside = (slice(None), *(slice(int(a), int(a) + n) for a, n in zip(low, box.shape[1:])))
+
+    def stock(image, overlap=0.5):
+        with torch.no_grad():
+            return sliding_window_inference(image[None], (96, 96, 96), 1, network, overlap=overlap, mode='gaussian').sigmoid()[0]
+    moved = torch.nn.functional.pad(whole, [8, 0] * 3)
+    found = {'the recipe': stock(whole)[inside], 'the recipe, the volume moved by 8 voxels': stock(moved)[:, 8:, 8:, 8:][inside],
+             'the recipe on the brain box': stock(box), 'our windows, 32 bits': predict_probabilities(network, box, Windows(precision='32')),
+             'our windows, 16 bits': predict_probabilities(network, box, Windows(precision='bf16'))}
+    masks = {name: np.logical_and.accumulate((p >= 0.5).numpy()) for name, p in found.items()}
+    expert = labels_to_regions(seen.label[0].numpy())
+    return {name: {'to_recipe': dice(m, masks['the recipe']), 'to_expert': dice(m, expert)} for name, m in masks.items()}
 
 
-def _steps(args) -> dict:
-    "In-process seconds without one of the measures."
-    changes = {'32 bits': {'precision': '32'}, 'overlap 0.25': {'overlap': 0.25}, 'batch 2': {'batch': 2}}
-    return {name: measure(args, 'ours', change)['in_process_s'] for name, change in changes.items()}
-
+# ---- the page
 
 def model_of(path: str) -> str:
     "What a model is, in words."
@@ -153,34 +235,85 @@ def model_of(path: str) -> str:
     return f'{Path(path).stem} ({size:.1f} million weights, {" x ".join(f"{s:g}" for s in model.space.spacing_mm)} mm)'
 
 
-def write(args, runs: dict, steps: dict) -> None:
-    "Medians, ratios and Dice as JSON and as a page."
-    folder = Path(args.output_dir)
-    medians = {v: {k: median(r[k] for r in rows) for k in rows[0]} for v, rows in runs.items()}
-    ratios = {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in ('ours', 'fast')}
-    agreement = {v: dice_between(folder, v, 'recipe') for v in ('ours', 'fast')} | {'fast_to_ours': dice_between(folder, 'fast', 'ours')}
-    voxels = {r: int(m.sum()) for r, m in zip(('WT', 'TC', 'ET'), regions_of(folder, 'ours'))}
-    content = {'case': Path(args.input_image[0]).name, 'model': model_of(args.ckpt_path), 'threads': args.threads, 'pairs': len(runs['recipe']), 'medians': medians,
-               'ratios': ratios, 'dice_to_recipe': agreement, 'voxels': voxels, 'in_process_s_with': steps,
-               'load_average': os.getloadavg(), 'processor': platform.processor() or platform.machine(), 'runs': runs}
-    RESULTS.mkdir(exist_ok=True)
+def slashed(values: dict[str, float]) -> str:
+    return ' / '.join(f'{x:.4f}' for x in values.values())
+
+
+def pair_lines(content: dict) -> list[str]:
+    lines = ['| model space | | whole process, s | in process, s | peak memory, MB | Dice to the recipe WT / TC / ET |', '|---|---|---|---|---|---|']
+    for name, part in content['spaces'].items():
+        for v in VARIANTS:
+            m, ratios = part['medians'][v], part['ratios'].get(v)
+            cells = [f"{m[k]:{f}}" + (f' ({ratios[k]:.2f})' if ratios else '') for k, f in
+                     (('whole_process_s', '.1f'), ('in_process_s', '.1f'), ('peak_mb', '.0f'))]
+            lines.append(f"| {name} | {v} | {' | '.join(cells)} | {slashed(part['dice_to_recipe'][v]) if ratios else '–'} |")
+    parts = content['spaces'].items()
+    return [*lines, '', 'In brackets: relative to the recipe. Voxels found: ' + '; '.join(f'{n} {p["voxels"]}' for n, p in parts)
+            + '. Dice of `fast` to the default: ' + '; '.join(f'{n} {slashed(p["dice_fast_to_ours"])}' for n, p in parts) + '.']
+
+
+def step_lines(steps: dict) -> list[str]:
+    lines = ['', '## What each measure brings', '', 'One measure left out or changed at a time, one process each.', '',
+             '| | model space | in process, s | whole process, s | peak memory, MB |', '|---|---|---|---|---|']
+    return lines + [f"| {step} | {space} | {m['in_process_s']:.2f} | {m['whole_process_s']:.1f} | {m['peak_mb']:.0f} |"
+                    for step, by_space in steps.items() for space, m in by_space.items()]
+
+
+def agreement_lines(found: dict) -> list[str]:
+    lines = ['', '## What moves the answer', '', 'The same preprocessed volume and weights in model space, one thing changed at a time: '
+             'Dice to the recipe, and to the expert.', '', '| model space | | to the recipe WT / TC / ET | to the expert WT / TC / ET |', '|---|---|---|---|']
+    return lines + [f"| {space} | {name} | {slashed(d['to_recipe'])} | {slashed(d['to_expert'])} |"
+                    for space, rows in found.items() for name, d in rows.items()]
+
+
+def write(content: dict) -> None:
+    "JSON and a page."
     (RESULTS / 'inference.json').write_text(json.dumps(content, indent=1) + '\n')
-    pairs = len(runs['recipe'])
+    about = content['about']
     lines = ['# Inference beside the stock MONAI recipe', '',
-             f'One real case, {content["model"]}, the same weights, {args.threads} threads on CPU; medians of '
-             f'{pairs} processes each, alternating. Written by `benchmarks/inference.py`.', '',
-             '| | whole process, s | in process, s | peak memory, MB | Dice to the recipe WT / TC / ET |', '|---|---|---|---|---|']
-    for v in VARIANTS:
-        m, d = medians[v], agreement.get(v)
-        share = (lambda k: f' ({ratios[v][k]:.2f})') if v in ratios else (lambda k: '')
-        lines.append(f"| {v} | {m['whole_process_s']:.1f}{share('whole_process_s')} | {m['in_process_s']:.1f}"
-                     f"{share('in_process_s')} | {m['peak_mb']:.0f}{share('peak_mb')} | "
-                     + (' / '.join(f'{x:.4f}' for x in d.values()) if d else '–') + ' |')
-    lines += ['', f'In brackets: relative to the recipe. Voxels found: {voxels}. Dice of `fast` to the default: '
-              + ' / '.join(f'{x:.4f}' for x in agreement['fast_to_ours'].values()) + '.']
-    lines += ['', 'In process, s, once each: ' + ', '.join(f'{n} {t:.1f}' for n, t in steps.items()) + '.'] if steps else []
+             f'One real case ({about["case"]}), {about["model"]}, the same weights, {about["threads"]} threads on CPU; medians of '
+             f'{about["pairs"]} processes each, alternating. *own*: the model space of the model; *1 mm*: the same weights at the '
+             'spacing of the scan, outside of the scale that they were trained for, for seconds and memory. Written by '
+             '`benchmarks/inference.py`.', '']
+    lines += pair_lines(content) if 'spaces' in content else []
+    lines += step_lines(content['steps']) if 'steps' in content else []
+    lines += agreement_lines(content['agreement']) if 'agreement' in content else []
     (RESULTS / 'inference.md').write_text('\n'.join(lines) + '\n')
     print('\n'.join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--ckpt_path', default='starter', help='checkpoint or exported model (default: the starter model)')
+    parser.add_argument('--input_image', nargs='+', required=True, help='4-D file, or four files in the order of MODALITIES')
+    parser.add_argument('--label', help="the expert's label map, for --agreement")
+    parser.add_argument('--output_dir', required=True)
+    parser.add_argument('--pairs', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=os.cpu_count())
+    parser.add_argument('--steps', action='store_true', help='measure what each measure brings, once each, in place of the pairs')
+    parser.add_argument('--agreement', action='store_true', help='find what moves the answer, in place of the pairs')
+    parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument('--step', default='', help=argparse.SUPPRESS)
+    parser.add_argument('--spacing_mm', type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.ckpt_path == 'starter':
+        from neuroseg3d.checkpoint import STARTER
+        args.ckpt_path = str(STARTER)
+    if args.child:
+        return child(args)
+    path = RESULTS / 'inference.json'
+    content = {k: v for k, v in (json.loads(path.read_text()) if path.is_file() else {}).items()
+               if k in ('about', 'spaces', 'steps', 'agreement')}
+    if args.steps:
+        content['steps'] = {step: {name_of(s): measure(args, s, 'ours', step) for s in spaces} for step, spaces in STEPS.items()}
+    elif args.agreement:
+        content['agreement'] = {name_of(s): agreement(args, s) for s in (None, 1.0)}
+    else:
+        content['about'] = {'case': Path(args.input_image[0]).name, 'model': model_of(args.ckpt_path), 'threads': args.threads,
+                            'pairs': args.pairs}
+        content['spaces'] = {name_of(s): measure_pairs(args, s) for s in (None, 1.0)}
+        content['load_average_at_the_end'] = os.getloadavg()
+    write(content)
 
 
 if __name__ == '__main__':

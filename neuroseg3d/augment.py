@@ -12,15 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import (Affine, Compose, MapTransform, RandAdjustContrast, RandFlipd, RandGaussianNoised,
-                              RandGaussianSmooth, Randomizable, RandomizableTransform, RandScaleIntensity,
-                              RandScaleIntensityFixedMean, RandSimulateLowResolution)
+from monai.transforms import (Affine, Compose, CropForegroundd, MapTransform, NormalizeIntensityd, Orientationd,
+                              RandAdjustContrast, RandFlipd, RandGaussianNoised, RandGaussianSmooth, Randomizable,
+                              RandomizableTransform, RandScaleIntensity, RandScaleIntensityFixedMean,
+                              RandSimulateLowResolution, Spacingd)
 from monai.transforms.utils import create_rotate
 
-from .core import MODALITIES, InputError
+from .core import MODALITIES, InputError, labels_to_regions, regions_to_labels
+from .transforms import HALF, SAME_MM, Space
 
 # %% auto #0
-__all__ = ['Augment', 'RandRotateScaled', 'RandByGroupd', 'RandModalityDropoutd', 'WithinBrain', 'augmentation']
+__all__ = ['Augment', 'RandRotateScaled', 'RandByGroupd', 'RandModalityDropoutd', 'WithinBrain', 'augmentation', 'CropBraind',
+           'model_space_transforms']
 
 # %% ../nbs/05a_augment.ipynb #44e3e318
 @dataclass(frozen=True)
@@ -226,3 +229,65 @@ def augmentation(
     mirrors = [RandFlipd(['image', 'label'], a.mirror_p, spatial_axis=axis, allow_missing_keys=True) for axis in range(3)]
     return Compose([RandRotateScaled(a), WithinBrain(intensity), *mirrors, RandModalityDropoutd(a.modality_dropout_p),
                     _as_tensors])
+
+# %% ../nbs/05a_augment.ipynb #16622a9a
+class CropBraind(CropForegroundd):
+    "MONAI's crop to the voxels that are non-zero in any sequence, with a margin in millimetres."
+
+    def __init__(
+        self,
+        keys: Sequence[str],  # cut alike; the box is that of 'image'
+        margin_mm: float,  # kept around it, as in `Space`
+    ):
+        super().__init__(keys, 'image', select_fn=lambda x: x != 0, allow_smaller=True, allow_missing_keys=True)
+        self.margin_mm = margin_mm
+
+    def __call__(
+        self,
+        data: dict[str, MetaTensor],  # with affines
+        lazy: bool | None = None,  # as MONAI has it
+    ) -> dict[str, MetaTensor]:
+        "Cut."
+        spacing = np.linalg.norm(np.asarray(data['image'].affine)[:3, :3], axis=0)
+        self.cropper.margin = [int(n) for n in np.ceil(self.margin_mm / spacing)]
+        return super().__call__(data, lazy=lazy)
+
+
+def _unfold(data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+    "The label map as its regions, and the brain beside the image, as float volumes that can be interpolated."
+    image, out = data['image'], dict(data)
+    out['brain'] = MetaTensor((image.as_tensor() != 0).any(0, keepdim=True).float(), affine=image.affine)
+    if 'label' in data:
+        label = data['label']
+        regions = torch.from_numpy(labels_to_regions(label.as_tensor()[0].numpy().astype(np.uint8)))
+        out['label'] = label.clone()
+        out['label'].set_array(regions.float())
+    return out
+
+
+def _fold(data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+    "Regions cut and joined to a label map; what is less than half brain is zero."
+    out = {k: v for k, v in data.items() if k != 'brain'}
+    out['image'] = data['image'] * (data['brain'].as_tensor() >= HALF)
+    if 'label' in data:
+        label = regions_to_labels((data['label'].as_tensor() >= HALF).numpy())
+        out['label'] = data['label'].clone()
+        out['label'].set_array(torch.from_numpy(label)[None])
+    return out
+
+
+def model_space_transforms(
+    space: Space = Space(),  # where to
+) -> Compose:  # of {'image': (4, X, Y, Z), 'label': (1, X, Y, Z) canonical ids, or none}, channels first, with affines
+    "The way into model space from MONAI's parts; what `to_model_space` does, and invertible by `Invertd`."
+    keys, size = ['image', 'label'], np.array(space.spacing_mm)
+    carried = ['image', 'brain', 'label']
+    return Compose([
+        CropBraind(keys, space.margin_mm),
+        Orientationd(keys, 'RAS', labels=(('L', 'R'), ('P', 'A'), ('I', 'S')), allow_missing_keys=True),
+        _unfold,
+        Spacingd(carried, size, mode='bilinear', padding_mode='border', dtype=torch.float32, min_pixdim=size - SAME_MM,
+                 max_pixdim=size + SAME_MM, allow_missing_keys=True),
+        _fold,
+        NormalizeIntensityd('image', nonzero=True, channel_wise=True),
+    ])

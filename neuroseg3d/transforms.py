@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from .core import Case, Geometry, InputError, labels_to_regions, regions_to_labels
 
 # %% auto #0
-__all__ = ['Operation', 'Space', 'brain_box', 'Record', 'one_thread', 'ModelCase', 'to_model_space', 'to_native',
-           'regions_to_native']
+__all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'one_thread', 'ModelCase', 'to_model_space',
+           'to_native', 'regions_to_native']
 
 # %% ../nbs/05_transforms.ipynb #ad46cc57
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _unresample(volume: torch.Tensor, op: Operation, mode: str) -> torch.Tensor:
 def _spaced(grid: Geometry, spacing_mm: Sequence[float]) -> Geometry:
     "The grid of the same box with other voxels; an axis that is within 0.001 mm keeps its own."
     own = np.array(grid.spacing_mm)
-    wanted = np.where(np.abs(own - spacing_mm) <= _SAME_MM, own, spacing_mm)
+    wanted = np.where(np.abs(own - spacing_mm) <= SAME_MM, own, spacing_mm)
     matrix = grid.affine[:3, :3]
     zooms = np.linalg.cholesky(matrix.T @ matrix).T
     affine = np.eye(4)
@@ -141,8 +141,8 @@ def _spaced(grid: Geometry, spacing_mm: Sequence[float]) -> Geometry:
     return Geometry(tuple(int(n) for n in shape), affine)
 
 
-#: Voxels that differ by less than this are of one size.
-_SAME_MM = 1e-3
+#: Edges of voxels that differ by less than this, in mm, are of one size.
+SAME_MM: float = 1e-3
 
 # %% ../nbs/05_transforms.ipynb #ed54e825
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _record(case: Case, space: Space) -> Record:
     turn = _turn_to_ras(cut)
     grid, steps = _turned_grid(cut, turn), [{'step': 'crop', 'start': list(start), 'stop': list(stop),
                                              'shape': [int(n) for n in native.shape]}, turn]
-    if not np.allclose(grid.spacing_mm, space.spacing_mm, atol=_SAME_MM):
+    if not np.allclose(grid.spacing_mm, space.spacing_mm, atol=SAME_MM):
         target = _spaced(grid, space.spacing_mm)
         steps.append({'step': 'resample', 'source': _as_values(grid), 'target': _as_values(target)})
         grid = target
@@ -207,7 +207,7 @@ class ModelCase:
 
 
 #: A voxel that is half brain, or half region, belongs to it; what float32 coordinates are off by must not decide.
-_HALF = 0.499
+HALF: float = 0.499
 
 
 def _do(volume: torch.Tensor, op: Operation, mode: str) -> torch.Tensor:
@@ -236,14 +236,14 @@ def _carry_image(image: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
         volume = _carry(channel[None], steps[:2])
         brain = volume != 0 if brain is None else brain.logical_or_(volume != 0)
         carried.append(_resample(volume, steps[2], 'bilinear'))
-    return torch.cat(carried).mul_(_resample(brain.float(), steps[2], 'bilinear') >= _HALF)
+    return torch.cat(carried).mul_(_resample(brain.float(), steps[2], 'bilinear') >= HALF)
 
 
 def _carry_label(label: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
     "A label map (X, Y, Z) taken through the same steps: exactly, or as regions where voxels change size."
     volume = _carry(_tensor(label[None]), steps[:2])
     for op in steps[2:]:
-        regions = [_resample(torch.from_numpy(r[None].astype(np.float32)), op, 'bilinear')[0].numpy() >= _HALF
+        regions = [_resample(torch.from_numpy(r[None].astype(np.float32)), op, 'bilinear')[0].numpy() >= HALF
                    for r in labels_to_regions(volume[0].numpy())]
         volume = torch.from_numpy(regions_to_labels(np.stack(regions)))[None]
     return volume

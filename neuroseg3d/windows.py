@@ -235,12 +235,17 @@ def _evaluating(networks: list[nn.Module], device: torch.device) -> Iterator[Non
             module.training = mode
 
 
+def _with_brain(image: Tensor, config: Windows) -> list[Window]:
+    "The windows over an image that hold anything."
+    return [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
+
+
 def _predict(
     networks: list[nn.Module], image: Tensor, config: Windows, activation: str, plan: _Plan,
     progress: Callable[[int, int], None] | None, statistic: Statistic,
 ) -> Tensor:
     "One attempt at a volume under a plan."
-    grid = [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
+    grid = _with_brain(image, config)
     weight = gaussian_weight([s.stop - s.start for s in grid[0]], config.sigma).to(plan.sums)
     sums, weights, channels = None, torch.zeros(image.shape[1:], device=plan.sums), 0
 
@@ -324,7 +329,7 @@ def predict_cost(
 ) -> Cost:
     "Windows, seconds and memory that `predict_probabilities` will need."
     networks, device = [networks] if isinstance(networks, nn.Module) else list(networks), torch.device(device)
-    grid = [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
+    grid = _with_brain(image, config)
     size = [s.stop - s.start for s in grid[0]] if grid else [0, 0, 0]
     patch = torch.zeros(1, image.shape[0], *[max(1, min(probe, n)) for n in size]).to(memory_format=torch.channels_last_3d)
     with _evaluating(networks, device):
