@@ -9,7 +9,9 @@ import argparse
 import difflib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
@@ -120,10 +122,22 @@ def _infer(args, overrides) -> int:
         note_prediction(model, studies[0], output, time.monotonic() - began, prediction)
         print(output, '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items()), sep='  ')
         return 0
-    failures = infer_cohort(model, studies, args.output_dir, **options)
+    with _case_bar(len(studies), launched().world_size == 1) as report:
+        failures = infer_cohort(model, studies, args.output_dir, report=report, **options)
     for case, error in failures.items() if launched().rank == 0 else ():
         print(f'neuroseg3d: failed: {case}: {error}', file=sys.stderr)
     return 1 if failures else 0
+
+
+@contextmanager
+def _case_bar(total: int, alone: bool):
+    "A bar with the time left, where someone watches and one process does it all; what prints lines above it."
+    from tqdm import tqdm
+    with tqdm(total=total, unit='case', disable=None if alone else True, leave=False) as bar:
+        def report(line: str) -> None:
+            bar.write(line)
+            bar.update(line.startswith('[') or line.endswith('done before'))
+        yield report
 
 
 def _processes(devices: str) -> int:
@@ -483,7 +497,8 @@ def main(
         if overrides and not args.overridable:
             _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
         args.words = argv
-        return args.run(args, overrides)
+        with _short_warnings(debug):
+            return args.run(args, overrides)
     except KeyboardInterrupt:
         print('neuroseg3d: interrupted', file=sys.stderr)
         return 130
@@ -496,6 +511,18 @@ def main(
         print(f'neuroseg3d: error: {text}' if mistake else
               f'neuroseg3d: internal error: {type(error).__name__}: {text} (--debug shows where)', file=sys.stderr)
         return 2 if mistake else 1
+
+
+@contextmanager
+def _short_warnings(debug: bool):
+    "Warnings as one line, without the place in the code."
+    before = warnings.formatwarning
+    if not debug:
+        warnings.formatwarning = lambda message, *_, **__: f'neuroseg3d: warning: {message}\n'
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _subparser(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
