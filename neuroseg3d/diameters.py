@@ -72,12 +72,13 @@ def lesion_diameters(
 ) -> list[Diameters]:  # of each lesion, largest product first
     "Diameters of every lesion of a mask."
     turned, grid = to_ras(mask, geometry)
-    parts, _ = ndimage.label(turned, np.ones((3, 3, 3)))
+    whole = next(iter(ndimage.find_objects(np.asarray(turned, np.uint8))), (slice(0, 1),) * 3)
+    parts, _ = ndimage.label(turned[whole], np.ones((3, 3, 3)))
     found = []
     for number, box in enumerate(ndimage.find_objects(parts), 1):
         lesion = parts[box] == number
         if lesion.sum() * grid.voxel_ml >= min_ml:
-            found.append(_longest(lesion, [s.start for s in box], grid))
+            found.append(_longest(lesion, [w.start + s.start for w, s in zip(whole, box)], grid))
     return sorted(found, key=lambda d: -d.product_mm2)
 
 

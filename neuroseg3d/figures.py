@@ -172,8 +172,11 @@ def lesion_volumes_ml(
     geometry: Geometry,  # its grid
 ) -> list[float]:  # mL, largest first
     "Volume of each connected part."
-    pieces, n = ndimage.label(mask, np.ones((3, 3, 3)))
-    return sorted((np.bincount(pieces.ravel())[1:] * geometry.voxel_ml).tolist(), reverse=True) if n else []
+    boxes = ndimage.find_objects(np.asarray(mask, np.uint8))
+    if not boxes:
+        return []
+    pieces, _ = ndimage.label(mask[boxes[0]], np.ones((3, 3, 3)))
+    return sorted((np.bincount(pieces.ravel())[1:] * geometry.voxel_ml).tolist(), reverse=True)
 
 
 def show_lesions(

@@ -42,11 +42,11 @@ from .viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, mak
 from .windows import Window, gaussian_weight, predict_probabilities, window_grid
 
 # %% auto #0
-__all__ = ['Coalition', 'Explain', 'METHODS', 'coalitions', 'shapley_weight', 'Game', 'Only', 'Shapley', 'as_model_case',
+__all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_weight', 'Game', 'Only', 'Shapley', 'as_model_case',
            'dropout_chance', 'shapley_values', 'show_shapley', 'region_logit', 'Part', 'Question', 'ask', 'Sanity',
            'Attribution', 'grad_cam', 'blurred', 'integrated_gradients', 'occlusion', 'blocks', 'randomised',
-           'similarity', 'sanity_check', 'sanity_cascade', 'shapley_map', 'Method', 'explain_case', 'show_attribution',
-           'write_map', 'verdict', 'describe_attribution', 'explain_file']
+           'similarity', 'concordance', 'sanity_check', 'sanity_cascade', 'shapley_map', 'Method', 'explain_case',
+           'verdict', 'show_attribution', 'write_map', 'describe_attribution', 'explain_file']
 
 # %% ../nbs/13_xai.ipynb #94666cb3
 Coalition = frozenset[str]
@@ -380,17 +380,19 @@ class Sanity:
     "How much a map resembles that of the same network with random weights."
     similarity: float  # rank correlation of the two maps, -1..1
     similarity_abs: float  # rank correlation of their sizes, signs dropped
-    limit: float = 0.5  # of either
+    agreement: float | None = None  # Lin's concordance of the values, -1..1; None where values have no unit to agree in
+    limit: float = 0.5  # of all three
 
     @property
     def passed(self) -> bool:
         "Whether the map depends on what was learnt; an empty map tells nothing and does not pass."
-        return abs(self.similarity) <= self.limit
+        value = self.similarity if self.agreement is None or np.isnan(self.similarity) else self.agreement
+        return abs(value) <= self.limit
 
     @property
-    def follows_image(self) -> bool:
-        "Whether the size of the values, their sign aside, is much the same with random weights."
-        return abs(self.similarity_abs) > self.limit
+    def same_places(self) -> bool:
+        "Whether values are large in much the same places with random weights, whatever their sign and amount."
+        return max(abs(self.similarity), abs(self.similarity_abs)) > self.limit
 
 
 @dataclass
@@ -449,7 +451,7 @@ def grad_cam(
             values[(slice(None), *part.window)] += _enlarge(cam, network, part.weight.shape).flip(axes)[0].cpu() * gaussian
             total[(slice(None), *part.window)] += gaussian
             step()
-    return Attribution('grad_cam', q, values / total.clamp(min=1e-9) * q.looked, ('all',), q.looked, 'logit', {'layer': name})
+    return Attribution('grad_cam', q, values / total.clamp(min=1e-9) * q.looked, ('all',), q.looked, 'arbitrary units', {'layer': name})
 
 
 #| exporti
@@ -613,6 +615,17 @@ def similarity(
     return _spearman(a, b), _spearman(np.abs(a), np.abs(b))
 
 
+def concordance(
+    a: Tensor,  # a map
+    b: Tensor,  # another of the same shape and unit
+    where: Tensor,  # bool: voxels to compare, shape of the last three axes
+) -> float:  # 1 where both are the same, 0 where they have nothing to do with each other; NaN where both are constant
+    "Lin's concordance correlation of two maps: whether they say the same amounts."
+    a, b = (m.double()[..., where].flatten() for m in (a, b))
+    apart = a.var(unbiased=False) + b.var(unbiased=False) + (a.mean() - b.mean()) ** 2
+    return float(2 * ((a - a.mean()) * (b - b.mean())).mean() / apart) if apart > 0 else float('nan')
+
+
 #| exporti
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0:
@@ -623,6 +636,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 # %% ../nbs/13_xai.ipynb #03e209fb
 Explain = Callable[..., Attribution]
+UNITS = 'logit', 'probability'  # of maps whose values are amounts, which can be compared
 
 
 def sanity_check(
@@ -636,12 +650,15 @@ def sanity_check(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of the random network
         other = explain(replace(question, model=randomised(question.model, n_blocks, seed)))
-    result = Sanity(*similarity(attribution.values, other.values, attribution.looked))
+    maps = attribution.values, other.values, attribution.looked
+    result = Sanity(*similarity(*maps), concordance(*maps) if attribution.unit in UNITS else None)
     if np.isnan(result.similarity):
         warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map is empty', stacklevel=2)
     elif n_blocks is None and not result.passed:
+        measure = 'rank correlation' if result.agreement is None else 'concordance'
+        found = result.similarity if result.agreement is None else result.agreement
         warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map of random weights is much the same'
-                      f'{", with signs reversed" if result.similarity < 0 else ""} (rank correlation {result.similarity:.2f}, limit {result.limit}); '
+                      f'{", with signs reversed" if found < 0 else ""} ({measure} {found:.2f}, limit {result.limit}); '
                       'do not read it as what the network learnt', stacklevel=2)
     return result
 
@@ -715,6 +732,21 @@ def explain_case(
         attribution.sanity = sanity_check(attribution, lambda q: run(q, **options))
     return attribution
 
+
+def verdict(
+    attribution: Attribution,  # of any method
+) -> str:
+    "What the sanity check said, in words."
+    check = attribution.sanity
+    if check is None:
+        return 'Sanity check: not made.'
+    if np.isnan(check.similarity):
+        return 'Sanity check: the map is empty; it tells nothing.'
+    numbers = f'rank correlation {check.similarity:.2f}' + ('' if check.agreement is None else f', concordance of amounts {check.agreement:.2f}')
+    told = 'the map depends on what was learnt' if check.passed else 'the map does NOT depend on what was learnt: do not believe it'
+    places = '; the places where it is large are much the same for any weights, its amounts and signs are not' if check.passed and check.same_places else ''
+    return f'Sanity check against random weights ({numbers}): {told}{places}.'
+
 # %% ../nbs/13_xai.ipynb #29791fd0
 _MAP = LinearSegmentedColormap.from_list('raise_lower', ['#d9a3ff', '#a259ff', '#3a2a55', '#5a3a10', '#ff9f1c', '#ffe3a8'])
 
@@ -776,26 +808,12 @@ def write_map(
     return save_atomically(image, Path(path))
 
 
-def verdict(
-    attribution: Attribution,  # of any method
-) -> str:
-    "What the sanity check said, in words."
-    check = attribution.sanity
-    if check is None:
-        return 'Sanity check: not made.'
-    if np.isnan(check.similarity):
-        return 'Sanity check: the map is empty; it tells nothing.'
-    told = 'the map depends on what was learnt' if check.passed else 'the map does NOT depend on what was learnt: do not believe it'
-    follows = '; where it is large follows the image in part' if check.passed and check.follows_image else ''
-    return f'Sanity check: rank correlation with the map of random weights {check.similarity:.2f}: {told}{follows}.'
-
-
 def describe_attribution(
     attribution: Attribution,  # of any method
 ) -> dict[str, Any]:
     "Numbers, check and limits of a map, as values that JSON can hold."
     method, a = METHODS[attribution.method], attribution
-    check = None if a.sanity is None else {**{k: None if np.isnan(v) else v for k, v in asdict(a.sanity).items()}, 'passed': a.sanity.passed, 'size_follows_image': a.sanity.follows_image,
+    check = None if a.sanity is None else {**{k: None if v is None or np.isnan(v) else v for k, v in asdict(a.sanity).items()}, 'passed': a.sanity.passed, 'same_places': a.sanity.same_places,
                                           'compared_with': 'all weights drawn anew'}
     return {'title': method.title, 'shows': method.shows, 'does_not_show': method.limits, 'unit': a.unit, 'channels': list(a.channels),
             'voxels_asked_about': int(a.question.mask.sum()), 'totals': a.totals(), 'facts': a.facts, 'sanity_check': check, 'verdict': verdict(a),

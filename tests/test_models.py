@@ -167,7 +167,7 @@ def test_training_cases_of_the_starter_model_are_known():
     "Its split comes with it, so that `evaluate` refuses to score what it was trained on."
     from neuroseg3d.checkpoint import STARTER
     from neuroseg3d.evaluate import training_hashes
-    from neuroseg3d.data import load_split
+    from neuroseg3d.split import load_split
     facts = json.loads(STARTER.with_suffix('.json').read_text())
     split = load_split(STARTER.with_name('starter_split.json'))
     assert sorted(split.cases) == sorted(facts['origin']['settings']['real']['cases'])

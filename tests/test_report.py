@@ -1,15 +1,24 @@
 "The report opens in a real browser without a network and without an error; tables sort and filter, meshes are drawn and coloured."
 import gc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from browser import Browser, describe, find_chromium
+from scipy.ndimage import uniform_filter
 
-from neuroseg3d.core import Case, Geometry
-from neuroseg3d.casepage import CaseResult, ReportOptions
+from neuroseg3d.checkpoint import Model
+from neuroseg3d.core import REGIONS, Case, Geometry, labels_to_regions
+from neuroseg3d.casepage import CaseResult, ReportOptions, write_case
 from neuroseg3d.metrics import score_case
-from neuroseg3d.report import write_report
+from neuroseg3d.nifti import find_cases, read_case
+from neuroseg3d.report import _with_model, write_report
+from neuroseg3d.transforms import Space
+from neuroseg3d.uncertainty import assess_case
+from neuroseg3d.unet import UNet, UNetConfig
+from neuroseg3d.windows import Windows
 
 SMALL = ReportOptions(width_in=5, dpi=40, mesh_faces=300, mesh_grid_mm=8)
 
@@ -120,3 +129,35 @@ def test_text_is_escaped(written):
     text = written.read_text()
     assert 'case &lt;0&gt;' in text and '<h1>A &lt;b&gt;</h1>' in text and 'x &gt; y' in text and 'case <0>' not in text
     assert 'case &lt;0&gt;' in (written.parent / 'cases' / 'case_0.html').read_text()
+
+
+def test_page_of_a_real_case_is_small(tmp_path):
+    "With every figure, both ways to colour the mesh, and a prediction that is off by some voxels."
+    folder = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'brats2021'
+    if not folder.is_dir():
+        pytest.skip('no real cases beside the repository')
+    case = read_case(find_cases(folder)[0])
+    assert case.geometry.shape == (240, 240, 155)
+    prediction = np.roll(case.label, 2, axis=0)
+    rows = score_case(prediction, case.label, case.geometry.spacing_mm, distances=False, structures=list(REGIONS), case=case.id)
+    doubt = {r: uniform_filter(mask.astype(np.float32), 5) for r, mask in zip(REGIONS, labels_to_regions(prediction))}
+    page = write_case(CaseResult(case, prediction, rows, entropy={r: 4 * p * (1 - p) for r, p in doubt.items()}), tmp_path / 'case.html')
+    text = page.read_text()
+    mesh = text[text.index('<script type="application/json">'):].split('</script>')[0]
+    assert page.stat().st_size < 8_000_000 and len(mesh) < 5_000_000
+    assert '"signed error"' in mesh and '"entropy"' in mesh and text.count('data:image/webp') >= 7
+
+
+def test_uncertainty_of_another_label_map_is_told():
+    "A few voxels of a border are no other label map; one that has moved is."
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2))).eval()
+    network.heads[0].bias.data = torch.tensor([3.0, 3.0, -9.0])
+    model = Model([network], Space((8.0, 8.0, 8.0)), Windows((32, 32, 32)), 'regions', [{}], [])
+    case = toy()
+    own = assess_case(model, case, 'cpu').label
+    other = own.copy()
+    other.flat[np.flatnonzero(other)[:20]] = 0
+    assert 20 < 0.01 * (own > 0).sum() and not _with_model(CaseResult(case, other), model, False).notes
+    (note,) = _with_model(CaseResult(case, np.roll(own, 6, 0)), model, False).notes
+    assert 'another one than that reported: Dice of the two 0.' in note

@@ -157,6 +157,7 @@ def test_command_writes_on_the_patients_grid(files, capsys):
         assert image.shape == (*original.shape, *channels) and np.array_equal(image.affine, original.affine)
         assert (files['out'] / f'C1_TC_{method}.png').stat().st_size > 10_000 and method in said
         assert about['methods'][method]['does_not_show'] and 'similarity' in about['methods'][method]['sanity_check']
+        assert about['methods'][method]['verdict'] in said and about['methods'][method]['does_not_show'] in said
     values = nib.load(files['out'] / 'C1_TC_integrated_gradients.nii.gz').get_fdata()
     brain = np.stack([nib.load(f).get_fdata() for f in files['case'].iterdir()]).any(0)
     assert np.abs(values[brain]).max() > 0
