@@ -5,7 +5,8 @@
     python benchmarks/starter.py phantoms   --out runs/starter                       # scores on phantoms never trained on
     python benchmarks/starter.py narrow     --out runs/starter --data ../shared/data  # scores of the first part, on real cases
     python benchmarks/starter.py wide       --out runs/starter --data ../shared/data  # scores after the second
-    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores after the third
+    python benchmarks/starter.py fossa      --out runs/starter --data ../shared/data  # scores after the third
+    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores of what pre-training ends with
     python benchmarks/starter.py pretrained --out runs/starter --data ../shared/data  # fine-tuned, each case held out once
     python benchmarks/starter.py random     --out runs/starter --data ../shared/data  # the same from random weights
     python benchmarks/starter.py rules      --out runs/starter --data ../shared/data  # post-processing and calibration, from held-out cases
@@ -36,6 +37,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from matplotlib.colors import to_rgba
+from scipy.ndimage import find_objects
 
 from neuroseg3d.calibration import Validation, calibrate, reliability
 from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
@@ -58,8 +60,9 @@ matplotlib.use('Agg')
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results'
-PARTS = {'narrow': 'pretrain', 'wide': 'widen'}  # series that stop after a part of pre-training -> that part
-SERIES = {'narrow': 'phantoms alone, first part', 'wide': 'phantoms alone, two parts', 'simulation': 'phantoms alone, all three parts',
+PARTS = {'narrow': 'pretrain', 'wide': 'widen', 'fossa': 'fossa'}  # series that score one part of pre-training -> that part
+SERIES = {'narrow': 'phantoms alone, first part', 'wide': 'phantoms alone, two parts', 'fossa': 'phantoms alone, three parts',
+          'simulation': 'phantoms alone, mean of the weights of the last two parts',
           'pretrained': 'phantoms, then real and simulated cases', 'random': 'the latter alone, from random weights'}
 SEED = 6  # of the stream
 FURTHER = ('widen', 'fossa')  # parts of pre-training after the first
@@ -248,7 +251,15 @@ def pretrain(out: Path, settings: dict) -> Path:
         config = config_of(settings, out / part, part)
         data = StarterData(config, stream_of(settings, part), out)
         last = train(config, data, {'schema': 'msd', 'stage': part}, weights_of(last))
-    return last
+    return mean_of([out / part / 'checkpoints' / 'last.ckpt' for part in FURTHER], pretrained(out))
+
+
+def mean_of(checkpoints: Sequence[Path], path: Path) -> Path:
+    "A checkpoint whose averaged weights are the mean of those of several (Wortsman et al. 2022, arXiv:2203.05482)."
+    content = load_checkpoint(checkpoints[-1])
+    weights = [weights_of(c) for c in checkpoints]
+    mean = {f'ema.module.{k}': sum(w[k] for w in weights) / len(weights) for k in weights[0]}
+    return save_checkpoint({**content, 'state_dict': {**content['state_dict'], **mean}}, path)
 
 
 # ---- measuring
@@ -295,14 +306,14 @@ def summary(rows: Sequence[dict]) -> dict:
 
 def pretrained(out: Path) -> Path:
     "The checkpoint that pre-training ends with."
-    return out / FURTHER[-1] / 'checkpoints' / 'last.ckpt'
+    return out / 'pretrained.ckpt'
 
 
 def finetune(out: Path, settings: dict, studies: Sequence[Study], name: str, start: str) -> Path:
     "On real and simulated patches, from the pre-trained weights or from random ones."
     config = config_of(settings, out / name, 'finetune')
     wide = stream_of(settings, FURTHER[-1])
-    whole = {**wide, 'stream': {**wide['stream'], 'first': settings['finetune_pool'], 'patches': 10**9}}
+    whole = {**wide, 'stream': {**wide['stream'], 'first': settings['finetune_pool'], 'patches': 10**9, 'held': 1}}
     weights = weights_of(pretrained(out)) if start == 'pretrained' else None
     provenance = {'schema': 'msd', 'start': start, 'real_cases': [s.id for s in studies]}
     return train(config, StarterData(config, whole, out, studies), provenance, weights)
@@ -313,7 +324,7 @@ def series(out: Path, data: Path, settings: dict, start: str) -> Path:
     studies, rows = real_studies(data, settings['real']['cases']), []
     path = out / f'{start}.json'
     for held in studies:
-        checkpoint = out / PARTS.get(start, FURTHER[-1]) / 'checkpoints' / 'last.ckpt'
+        checkpoint = out / PARTS[start] / 'checkpoints' / 'last.ckpt' if start in PARTS else pretrained(out)
         if start in ('pretrained', 'random'):
             checkpoint = finetune(out, settings, [s for s in studies if s.id != held.id], f'{start}/{held.id}', start)
         model, case = load_model(checkpoint), read_case(held)
@@ -328,13 +339,13 @@ def series(out: Path, data: Path, settings: dict, start: str) -> Path:
 
 
 def on_phantoms(out: Path, settings: dict, n: int = 8) -> Path:
-    "Scores of each part of pre-training on phantoms of the usual and the widest population that none has seen."
+    "Scores of pre-training's first part and of its end on phantoms of the usual and the widest population that none has seen."
     wide = build(Population, settings[FURTHER[-1]]['stream']['population'])
     found = {}
     for kind, population in (('as in the cohorts', Population()), ('wider', wide)):
         cases = [make_phantom(case_seed(SEED, f'unseen{number}'), 2.0, population=population) for number in range(n)]
-        for part, folder in zip(('first part', 'two parts', 'all three'), ('pretrain', *FURTHER)):
-            model = load_model(out / folder / 'checkpoints' / 'last.ckpt')
+        for part, checkpoint in (('first part', out / 'pretrain' / 'checkpoints' / 'last.ckpt'), ('all parts', pretrained(out))):
+            model = load_model(checkpoint)
             found[f'{kind}, {part}'] = summary([score(model, case) for case in cases])
     path = out / 'phantoms.json'
     path.write_text(json.dumps({'phantoms': n, 'mean': found}, indent=1), encoding='utf-8')
@@ -347,11 +358,18 @@ def held_out(out: Path, studies: Sequence[Study]) -> list[Validation]:
     return [validation_case(load_model(out / 'pretrained' / s.id / 'checkpoints' / 'last.ckpt'), read_case(s), 'cpu') for s in studies]
 
 
+def cropped(seen: Validation) -> Held:
+    "What the search for rules needs: the part of the grid that holds tumour, found or true."
+    values = (seen.regions.numpy() * 255).round().astype(np.uint8)
+    box = (slice(None), *find_objects(((values >= 64).any(0) | seen.truth[0]).astype(np.uint8))[0])
+    return Held(values[box], seen.truth[box], seen.voxel_ml)
+
+
 def rules(out: Path, data: Path, settings: dict) -> Path:
     "Post-processing rules and calibration from held-out cases; what the rules bring to a case that did not choose them."
     studies = real_studies(data, settings['real']['cases'])
     seen = held_out(out, studies)
-    cases = [Held((v.regions.numpy() * 255).round().astype(np.uint8), v.truth, v.voxel_ml) for v in seen]
+    cases = [cropped(v) for v in seen]
     found, before, after = search_rules(cases, settings['rules']['min_gain'])
     nested, rows = [], []
     for number, study in enumerate(studies):
@@ -391,11 +409,11 @@ def pictures(out: Path, data: Path, settings: dict) -> Path:
     populations = [build(Population, p) for p in settings['changes']['populations'].values() if p]
     rows = []
     for row, (population, seed) in zip(sorted(whole[:2], key=lambda r: r['case']), zip(populations, settings['changes']['shown'])):
-        rows.append((read_case(studies[row['case']]), out / 'pretrained' / row['case']))
-        rows.append((make_phantom(seed, population=population), out / 'widen'))
+        rows.append((read_case(studies[row['case']]), out / 'pretrained' / row['case'] / 'checkpoints' / 'last.ckpt'))
+        rows.append((make_phantom(seed, population=population), pretrained(out)))
     figure, axes = plt.subplots(len(rows), 6, figsize=(12, 2.25 * len(rows)), facecolor='white')
-    for line, (case, run) in zip(axes, rows):
-        label = predict_case(load_model(run / 'checkpoints' / 'last.ckpt'), case, 'cpu').label
+    for line, (case, checkpoint) in zip(axes, rows):
+        label = predict_case(load_model(checkpoint), case, 'cpu').label
         draw_row(line, case, label)
     figure.tight_layout(pad=0.3)
     path = HERE.parent / 'nbs' / 'images' / 'starter_failures.png'
@@ -461,7 +479,9 @@ def collect(out: Path, settings: dict) -> Path:
     "The series in one file of results."
     found = {name: json.loads((out / f'{name}.json').read_text(encoding='utf-8')) for name in SERIES}
     for series in found.values():
-        series.pop('settings')
+        then = series.pop('settings')
+        if 'finetune' in then and series['series'] in ('pretrained', 'random') and then['finetune'] != settings['finetune']:
+            series['finetune'] = {**then['finetune'], 'patch_size': then['finetune'].get('data', {}).get('patch_size', then['run']['data']['patch_size'])}
     path = RESULTS / 'starter.json'
     changes = {name: json.loads((out / 'changes' / f'{name}.json').read_text(encoding='utf-8'))
                for name in settings['changes']['populations'] if (out / 'changes' / f'{name}.json').is_file()}
@@ -480,7 +500,9 @@ def means_table(results: dict) -> list[str]:
     "Mean Dice of the series, with the bars that were set."
     rows = [cells(('trained on', 'cases', *(f'{r} ({n})' for r, n in zip(REGIONS, (7, 7, 4))), 'misses', 'ECE of WT / TC / ET')), '|---|---|---|---|---|---|---|']
     for name, text in SERIES.items():
-        m = results[name]['mean_with_missing']['all']
+        m, other = results[name]['mean_with_missing']['all'], results[name].get('finetune')
+        if other:  # measured with other settings than those of today
+            text += f' ({other["trainer"]["max_steps"]} steps in patches of {other["patch_size"]} voxels)'
         rows.append(cells((text, m['WT']['cases'], *(f'{m[r]["dice"]:.3f}' for r in REGIONS), sum(m[r]['missed'] for r in REGIONS),
                            ' / '.join(f'{m[r]["ece"]:.3f}' for r in REGIONS))))
     return rows
