@@ -5,8 +5,10 @@
 # %% ../nbs/06_data.ipynb #8195dc2b
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -535,6 +537,7 @@ def make_loader(
     if plan.loader == 'thread':
         return ThreadLoader(dataset, sampler, plan.workers, pin_memory=plan.pin_memory)
     workers = plan.workers if plan.loader == 'process' else 0
+    atexit.register(_end_workers)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=plan.pin_memory,
                       worker_init_fn=_ignore_signals,
                       multiprocessing_context='spawn' if workers else None,  # never fork: see the machine plan
@@ -545,6 +548,13 @@ def _ignore_signals(worker: int) -> None:
     "A queue sends its signal to every process; when to end is for the training to say."
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    "Workers end with the training, also where an error ends it: they would not hear the SIGTERM with which Python ends what it then waits for."
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 # %% ../nbs/06_data.ipynb #8182a35e
 class SegmentationData(pl.LightningDataModule):
