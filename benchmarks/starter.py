@@ -12,7 +12,7 @@
     python benchmarks/starter.py rules      --out runs/starter --data ../shared/data  # post-processing and calibration, from held-out cases
     python benchmarks/starter.py change     --out runs/starter --data ../shared/data --name NAME    # of the generator
     python benchmarks/starter.py collect    --out runs/starter                       # benchmarks/results/starter.json
-    python benchmarks/starter.py ship       --out runs/starter --data ../shared/data  # trained on all, exported with its card
+    python benchmarks/starter.py ship       --out runs/starter --data ../shared/data  # the mean of the fine-tuned ones, exported with its card
     python benchmarks/starter.py pictures   --out runs/starter --data ../shared/data  # of the worst cases, beside phantoms
 
 Settings: benchmarks/starter.yaml. Phantoms are made while training goes on: a further one for every few patches, each from
@@ -455,16 +455,16 @@ ATTRIBUTION = [
 
 
 def ship(out: Path, data: Path, settings: dict) -> Path:
-    "Fine-tune on every real case, export, and write the card from the measured series."
+    "Average the weights of the seven fine-tuned networks that were measured, export, and write the card from the measured series."
     studies = real_studies(data, settings['real']['cases'])
     split = make_split(studies, n_folds=1)
     files = sorted(f['sha256'] for c in split.cases.values() for f in c['files'].values())
-    checkpoint = finetune(out, settings, studies, 'all', 'pretrained')
+    checkpoint = mean_of([out / 'pretrained' / s.id / 'checkpoints' / 'last.ckpt' for s in studies], out / 'mean.ckpt')
     content = load_checkpoint(checkpoint)
     held = json.loads((out / 'rules.json').read_text(encoding='utf-8'))
     helps = held['mean_dice']['chosen_on_the_others'] > held['mean_dice']['without']
     chosen = held['rules'] if helps else asdict(Postprocess())
-    about = {**description(content, checkpoint), 'postprocess': chosen, 'thresholds': dict(zip(REGIONS, chosen['thresholds'])),
+    about = {**description(content, checkpoint), 'real_cases': [s.id for s in studies], 'postprocess': chosen, 'thresholds': dict(zip(REGIONS, chosen['thresholds'])),
              'calibration': held['calibration'], 'split_sha256': split.digest, 'data_sha256': sha256(''.join(files).encode()).hexdigest(),
              'origin': {'made_by': 'benchmarks/starter.py', 'settings': settings, 'generator': GENERATOR, 'licence': LICENCE,
                         'attribution': ATTRIBUTION}}

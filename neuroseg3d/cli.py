@@ -502,6 +502,9 @@ def main(
     except KeyboardInterrupt:
         print('neuroseg3d: interrupted', file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read what is printed, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if debug:
             raise
