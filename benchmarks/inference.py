@@ -13,6 +13,7 @@ replaces its own part of benchmarks/results/inference.json and writes inference.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -232,7 +233,8 @@ def model_of(path: str) -> str:
     from neuroseg3d.checkpoint import load_model
     model = load_model(path)
     size = sum(p.numel() for p in model.networks[0].parameters()) / 1e6
-    return f'{Path(path).stem} ({size:.1f} million weights, {" x ".join(f"{s:g}" for s in model.space.spacing_mm)} mm)'
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+    return f'{Path(path).stem} ({size:.1f} million weights, {" x ".join(f"{s:g}" for s in model.space.spacing_mm)} mm, SHA-256 {digest}…)'
 
 
 def slashed(values: dict[str, float]) -> str:
