@@ -499,7 +499,9 @@ def main(
             _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
         args.words = argv
         with _short_warnings(debug):
-            return args.run(args, overrides)
+            code = args.run(args, overrides)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print('neuroseg3d: interrupted', file=sys.stderr)
         return 130

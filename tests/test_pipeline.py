@@ -133,3 +133,11 @@ def test_mistakes_end_in_one_line(work):
     assert 'Traceback' in run('infer', '--ckpt_path', 'absent.ckpt', '--input_image', 'cohort/imagesTs', '--output_dir', 'o',
                               '--debug', cwd=work, code=1).stderr
     assert not (work / 'o').exists()
+
+
+def test_who_has_read_enough_is_no_error(tmp_path):
+    "As in `neuroseg3d model starter | head`: the pipe is closed before all is said."
+    command = [Path(sys.executable).parent / 'neuroseg3d', 'model', 'starter']
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(60) == 141 and process.stderr.read() == ''
