@@ -227,3 +227,29 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(runs):
     assert runs('compiled', trainer={'compile': True, 'max_steps': 4}, at='compile') == 0
     assert 'trainer.compile: the network could not be compiled (RuntimeError: no compiler here)' in runs.log('compiled')
     assert load_checkpoint(runs.checkpoints('compiled') / 'last.ckpt')['global_step'] == 4
+
+
+@pytest.fixture
+def task():
+    from neuroseg3d.config import build
+    from neuroseg3d.train import Config, SegmentationTask
+    return SegmentationTask(build(Config, {'model': {'preset': 'tiny', 'filters': [4, 8, 8, 8]}, 'trainer': {'accelerator': 'cpu'}}))
+
+
+@pytest.mark.parametrize('has_bf16, before_s, after_s, chosen', [
+    (True, 4.0, 2.9, 'bf16-mixed'), (True, 4.0, 3.1, '32-true'), (False, 4.0, 1.0, '32-true'), (True, 0.5, 0.1, '32-true')])
+def test_sixteen_bits_where_a_step_is_long_and_they_are_faster(task, monkeypatch, has_bf16, before_s, after_s, chosen):
+    import neuroseg3d.train as train
+    monkeypatch.setattr(train, 'cpu_has_bf16', lambda: has_bf16)
+    monkeypatch.setattr(train, 'try_step', lambda *args: after_s)
+    assert train.faster_precision(task, 2, before_s) == (chosen, after_s if chosen == 'bf16-mixed' else before_s)
+
+
+def test_checkpoints_of_earlier_versions_held_the_weights_twice(task):
+    content = {'state_dict': dict(task.state_dict()), 'loops': {'fit_loop': {'epoch_loop.batch_progress': {}}}}
+    kept = set(content['state_dict'])
+    assert not any(k.startswith('forward_network.') for k in kept)
+    content['state_dict'] |= {k.replace('network.', 'forward_network.', 1): v for k, v in task.state_dict().items() if k.startswith('network.')}
+    task.on_load_checkpoint(content)
+    assert set(content['state_dict']) == kept
+    task.load_state_dict(content['state_dict'])
