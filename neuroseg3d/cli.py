@@ -9,6 +9,7 @@ import argparse
 import difflib
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -49,6 +50,20 @@ def _fail(message: str) -> None:
     from neuroseg3d.core import InputError
     raise InputError(message)
 
+
+def _check_folder(option: str, path: str | Path) -> None:
+    "Whether a folder can be made and written to is said before the work, not after it."
+    folder = Path(path).absolute()
+    try:
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        if there.is_dir():
+            with tempfile.TemporaryFile(dir=there):
+                return
+        problem = f'{there} is a file, expected a folder'
+    except OSError as error:
+        problem = f'nothing can be written there: {error.strerror}'
+    _fail(f'{option} {path}: {problem}')
+
 # %% ../nbs/16_cli.ipynb #04a10717
 def _demo(args, overrides) -> int:
     from neuroseg3d.demo import run_demo
@@ -82,6 +97,7 @@ def _train(args, overrides) -> int:
     from neuroseg3d.train import Config, cpu_has_bf16, fit
     short = {'logger.kind': args.logger, 'data.fold': args.fold}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
+    _check_folder('trainer.output_dir', config.trainer.output_dir)
     if args.folds:
         return _train_folds(args, config)
     best = fit(config, args.ckpt_path, args.resume, args.extend_to)
@@ -498,6 +514,8 @@ def main(
         if overrides and not args.overridable:
             _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
         args.words = argv
+        if getattr(args, 'output_dir', None):
+            _check_folder('--output_dir', args.output_dir)
         with _short_warnings(debug):
             code = args.run(args, overrides)
         sys.stdout.flush()

@@ -135,6 +135,16 @@ def test_mistakes_end_in_one_line(work):
     assert not (work / 'o').exists()
 
 
+@pytest.mark.parametrize('words', [['infer', '--input_image', 'absent', '--output_dir'], ['evaluate', '--pred', 'a', '--ref', 'b', '--output_dir'],
+                                   ['train', '--trainer.output_dir']], ids=lambda w: w[0])
+def test_an_output_folder_that_cannot_be_is_said_first(words, tmp_path, capsys):
+    (tmp_path / 'taken').write_text('')
+    for place, reason in ((tmp_path / 'taken', 'is a file, expected a folder'), ('/proc/absent', 'nothing can be written there')):
+        assert main([*words, str(place)]) == 2
+        said = capsys.readouterr().err
+        assert reason in said and str(place) in said and said.count('\n') == 1, said
+
+
 def test_who_has_read_enough_is_no_error(tmp_path):
     "As in `neuroseg3d model starter | head`: the pipe is closed before all is said."
     command = [Path(sys.executable).parent / 'neuroseg3d', 'model', 'starter']
