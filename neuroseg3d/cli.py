@@ -137,7 +137,7 @@ def _infer(args, overrides) -> int:
         began = time.monotonic()
         prediction = infer_file(model, studies[0], output, say=print, **options)
         note_prediction(model, studies[0], output, time.monotonic() - began, prediction)
-        print(output, '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items()), sep='  ')
+        print(output, prediction.volumes_text, sep='  ')
         return 0
     with _case_bar(len(studies), launched().world_size == 1) as report:
         failures = infer_cohort(model, studies, args.output_dir, report=report, **options)

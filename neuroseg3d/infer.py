@@ -55,6 +55,19 @@ class Prediction:
         return {r: float(sum(count[i] for i in labels) * voxel_ml) for r, labels in REGIONS.items()}
 
     @property
+    def missing(self) -> list[str]:
+        "Sequences that the case came without."
+        return [m for m, channel in zip(MODALITIES, self.model_case.image) if not channel.any()]
+
+    @property
+    def volumes_text(self) -> str:
+        "Volumes for people; without T1gd nobody can tell whether anything enhances."
+        said = {r: f'{v:.1f} mL' for r, v in self.volumes_ml.items()}
+        if 'T1gd' in self.missing:
+            said['ET'] = 'not assessable without T1gd'
+        return '  '.join(f'{r} {text}' for r, text in said.items())
+
+    @property
     def intervals_ml(self) -> dict[str, tuple[float, float]]:
         "Interval of each volume in mL; empty where the model is not calibrated."
         grid = self.model_case.record.model
@@ -270,7 +283,7 @@ def _infer_all(
             case = reading.result()
             prediction = predict_case(model, case, device, say=report if number == 1 else None)
             _write(prediction, case, outputs[study.id][0], schema, extras)
-            line = '  '.join(f'{r} {v:.1f} mL' for r, v in prediction.volumes_ml.items())
+            line = prediction.volumes_text
             manifest.add(study, outputs[study.id][0], time.monotonic() - start, prediction)
         except (InputError, MemoryError, OSError, RuntimeError) as error:
             failures[study.id] = str(error) or type(error).__name__
@@ -319,7 +332,7 @@ class _Manifest:
         files = dict.fromkeys(study.images.values())
         self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: file_digest(p) for p in files},
                                 'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions(),
-                                'volumes_ml': prediction.volumes_ml, 'intervals_ml': _finite(prediction.intervals_ml)}
+                                'missing': prediction.missing, 'volumes_ml': prediction.volumes_ml, 'intervals_ml': _finite(prediction.intervals_ml)}
         self.write()
 
     def write(self) -> None:

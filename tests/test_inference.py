@@ -258,6 +258,8 @@ def test_missing_sequences_are_zeros_and_said(phantom, tmp_path):
     assert not prediction.model_case.image[1:3].any() and prediction.model_case.image[0].any()
     assert torch.isfinite(prediction.model_case.image).all()
     check_space(tmp_path / 'out.nii.gz', some[0])
+    assert prediction.missing == ['T1w', 'T1gd'] and prediction.volumes_text.endswith('ET not assessable without T1gd')
+    assert replace(prediction, model_case=replace(prediction.model_case, image=torch.ones(4, 2, 2, 2))).volumes_text.endswith(' mL')
 
 
 def test_a_failed_case_leaves_nothing(phantom, tmp_path):
