@@ -341,7 +341,15 @@ _MODEL_HELP = ('a checkpoint, an exported model, a run folder, or wandb:entity/p
 class _Parser(argparse.ArgumentParser):
     "A parser whose complaints are one line, like all others."
 
+    def parse_known_args(self, args=None, namespace=None):
+        self._words = list(args or [])
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> None:
+        options = [o for action in self._actions for o in action.option_strings]
+        for word in (w for w in self._words if w.startswith('--') and '.' not in w):
+            if word.partition('=')[0] not in options:  # a misspelt option is why another one is missing
+                _unknown_option(word, options)
         _fail(f'{message}; see {self.prog} --help')
 
 

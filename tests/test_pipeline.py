@@ -135,6 +135,13 @@ def test_mistakes_end_in_one_line(work):
     assert not (work / 'o').exists()
 
 
+def test_a_misspelt_option_is_named_before_what_it_leaves_missing(capsys):
+    assert main(['infer', '--input_image', 'case', '--output_dirr', 'out']) == 2
+    assert capsys.readouterr().err == "neuroseg3d: error: unknown argument '--output_dirr'; did you mean --output_dir?\n"
+    assert main(['infer', '--input_image', 'case']) == 2
+    assert 'required: --output_dir' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('words', [['infer', '--input_image', 'absent', '--output_dir'], ['evaluate', '--pred', 'a', '--ref', 'b', '--output_dir'],
                                    ['train', '--trainer.output_dir']], ids=lambda w: w[0])
 def test_an_output_folder_that_cannot_be_is_said_first(words, tmp_path, capsys):
