@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .core import LABEL_NAMES, REGIONS, InputError, Label
+from .core import LABEL_NAMES, REGIONS, InputError, Label, get_schema
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from .nifti import Study, file_role, find_cases, find_study, read_case, read_label, stem
 from .split import Split, file_digest, load_split
@@ -178,8 +178,8 @@ def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path
                          'names, or there is no manifest and no fold was given')
     if seen and not allowed:
         raise InputError(f'{len(seen)} of {len(pairs)} cases were trained on by the model that predicted them: '
-                         f'{", ".join(seen[:3])}; their scores say nothing about new patients. Leave them out, or ask for it '
-                         'with allow_training')
+                         f'{", ".join(seen[:3])}{", ..." if len(seen) > 3 else ""}; their scores say nothing about new patients. Leave them '
+                         'out, or ask for it with allow_training (--allow_training)')
     return {'training_cases': seen, 'not_known_whether_trained_on': unknown}
 
 # %% ../nbs/11a_evaluate.ipynb #4ef2251b
@@ -220,6 +220,8 @@ def evaluate(
     over_brain: bool = False,  # confusion of labels over the brain too; reads the images that the references belong to
 ) -> tuple[list[dict], dict]:  # rows, summary
     "Score predictions against references."
+    for schema in filter(None, (pred_schema, ref_schema)):
+        get_schema(schema)
     predictions, references = find_labels(pred), find_labels(ref)
     pairs = pair_labels(predictions, references)
     known = _guard(pairs, pred, ref, split, fold, allow_training)

@@ -477,7 +477,7 @@ def infer_schema(
     if not fitting:
         raise InputError(f'{path}: unknown label values: found {shown}, expected those of '
                          + ' or '.join(f'{s.name} {s.values}' for s in SCHEMAS.values()))
-    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema')
+    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line --schema, --data.schema, --pred_schema or --ref_schema)')
 
 
 def stored_schema(

@@ -333,7 +333,7 @@ def _trained_warnings(seen: Sequence[str], unknown: Sequence[str], allowed: bool
     "Training cases among the scored ones: an error unless they are asked for."
     if seen and not allowed:
         raise InputError(f'{len(seen)} case(s) were trained on by the model that predicted them: {", ".join(seen[:3])}; '
-                         'leave them out, or ask for it with allow_training')
+                         'leave them out, or ask for it with allow_training (--allow_training)')
     said = [f'{len(seen)} case(s) were trained on ({", ".join(seen[:3])}): their scores say nothing about new patients'] if seen else []
     return said + ([f'not known of {len(unknown)} case(s) whether the model was trained on them: no manifest or no split file']
                    if unknown else [])
