@@ -302,7 +302,7 @@ def confusion_rows(
 # %% ../nbs/11a_evaluate.ipynb #448a2671
 def summary_table(
     summary: dict,  # of `evaluate`
-    structures: Iterable[str] = tuple(REGIONS),  # rows of the table
+    structures: Sequence[str] = tuple(REGIONS),  # rows of the table
 ) -> str:
     "The scores by region as lines of text."
     lines = ['region   Dice   95 % interval   HD95 mm   lesion Dice   lesion HD95 mm   cases   missed   false positive']
@@ -315,7 +315,10 @@ def summary_table(
                      f"  {s['n_false_positive']:15}")
     policy = {'brats': f'worst value (Dice 0, {WORST_MM:.0f} mm)', 'nan': 'undefined where a mask is empty'}
     lines.append(f"Means over cases with bootstrap intervals; a missed or invented region: {policy[summary['empty_masks']]}")
-    lines.append(f'By lesion as in BraTS 2023: each lesion that is missed or invented counts as Dice 0 and {LESION_WORST_MM:.0f} mm')
+    lesions = '; '.join(f"{name} {s['n_lesions']}, {s['n_lesions_missed']} missed, {s['n_lesions_invented']} invented"
+                        for name, s in ((n, summary[n]) for n in structures))
+    lines.append(f'Lesions by the rule of BraTS 2023: {lesions}. Each that is missed or invented, were it a speck, counts as Dice 0 '
+                 f'and {LESION_WORST_MM:.0f} mm')
     if summary['training_cases']:
         lines.append(f"WARNING: {len(summary['training_cases'])} case(s) were trained on: no estimate for new patients")
     if summary['not_known_whether_trained_on']:

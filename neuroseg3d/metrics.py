@@ -323,12 +323,12 @@ def summarise(
     rows: Sequence[dict],  # rows of `score_case`, of any number of cases
     seed: int = 0,  # of the bootstrap
     samples: int = 2000,  # bootstrap samples
-) -> dict[str, dict]:  # by structure: n, n_missed, n_false_positive, and a measure's n, mean, median, ci95
+) -> dict[str, dict]:  # by structure: n, n_missed, n_false_positive, n_lesions..., and a measure's n, mean, median, ci95
     "A cohort's numbers by region and label, misses included."
     summary = {}
     for name in dict.fromkeys(row['name'] for row in rows):
         own = [row for row in rows if row['name'] == name]
-        counts = {f'n_{what}': sum(row[what] for row in own) for what in ('missed', 'false_positive')}
+        counts = {f'n_{what}': sum(row[what] for row in own) for what in ('missed', 'false_positive', *_COUNTS) if what in own[0]}
         measures = {m: _statistics(own, m, seed, samples) for m in MEASURES if m in own[0]}
         summary[name] = {'kind': own[0]['kind'], 'n': len(own)} | counts | measures
     return summary

@@ -98,10 +98,13 @@ def test_infer_takes_every_kind_of_input(work, how):
 def test_evaluate_and_report(work):
     run('infer', '--ckpt_path', 'run/checkpoints/best.ckpt', '--input_image', 'cohort/imagesTs', '--output_dir', 'predictions',
         cwd=work)
-    run('evaluate', '--pred', 'predictions', '--ref', 'cohort', '--output_dir', 'scores', cwd=work, process=True)
+    said = run('evaluate', '--pred', 'predictions', '--ref', 'cohort', '--output_dir', 'scores', cwd=work, process=True).stdout
     rows = list(csv.DictReader(open(work / 'scores' / 'metrics.csv')))
     assert {r['name'] for r in rows} >= {'WT', 'TC', 'ET'} and len({r['case'] for r in rows}) == 2
     assert json.loads((work / 'scores' / 'summary.json').read_text())
+    for region in ('WT', 'TC', 'ET'):
+        there, missed, invented = (sum(int(r[k]) for r in rows if r['name'] == region) for k in ('lesions', 'lesions_missed', 'lesions_invented'))
+        assert f'{region} {there}, {missed} missed, {invented} invented' in said
     run('report', '--pred', 'predictions', '--data', 'cohort', '--output_dir', 'report', cwd=work, process=True)
     page = (work / 'report' / 'index.html').read_text()
     assert 'not a medical device' in page and 'http://' not in page.replace('http://www.w3.org', '')
