@@ -537,7 +537,9 @@ def make_loader(
     if plan.loader == 'thread':
         return ThreadLoader(dataset, sampler, plan.workers, pin_memory=plan.pin_memory)
     workers = plan.workers if plan.loader == 'process' else 0
-    atexit.register(_end_workers)
+    if workers:
+        atexit.unregister(_end_workers)  # once is enough
+        atexit.register(_end_workers)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=plan.pin_memory,
                       worker_init_fn=_ignore_signals,
                       multiprocessing_context='spawn' if workers else None,  # never fork: see the machine plan
