@@ -92,7 +92,7 @@ def load_checkpoint(
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # zip, pickle and I/O errors of many kinds: none of them can be trusted
         reason = (str(error).splitlines() or [''])[0]
-        raise InputError(f'{path}: cannot be loaded as data: {type(error).__name__}: {reason}') from None
+        raise InputError(f'{path}: cannot be loaded as data: {type(error).__name__}: {reason}; expected a whole checkpoint, or an exported model (.safetensors)') from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: found {type(content).__name__}, expected a checkpoint')
     return content
@@ -286,8 +286,8 @@ def load_model(
 ) -> Model:
     "A model for inference, on the CPU: the starter model that comes with the package, or another."
     found = [find_model(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    shared = read_ensemble(found[0]) if found and found[0].suffix == '.json' else {}
-    sources = [m for p in found for m in ([p.parent / m for m in read_ensemble(p)['members']] if p.suffix == '.json' else [p])]
+    ensembles = {p: read_ensemble(p) for p in found if p.suffix == '.json'}
+    sources = [m for p in found for m in ([p.parent / name for name in ensembles[p]['members']] if p in ensembles else [p])]
     if not sources:
         raise InputError('no checkpoint was given')
     contents, abouts = zip(*map(_read, sources))
@@ -296,8 +296,8 @@ def load_model(
             ours, first = about['config'][section], abouts[0]['config'][section]
             if (ours if key is None else ours[key]) != (first if key is None else first[key]):
                 raise InputError(f'{path}: {section} is {ours}, that of {sources[0].name} is {first}; no ensemble')
-    if shared.get('postprocess'):
-        abouts = ({**abouts[0], 'postprocess': shared['postprocess']}, *abouts[1:])
+    if rules := ensembles.get(found[0], {}).get('postprocess'):
+        abouts = ({**abouts[0], 'postprocess': rules}, *abouts[1:])
     config, thresholds = abouts[0]['config'], abouts[0].get('thresholds') or dict.fromkeys(REGIONS, 0.5)
     return Model([_network(*x) for x in zip(contents, abouts, sources)], build(Space, config['space'], 'space'),
                  build(Windows, config['infer'], 'infer'), config['loss']['targets'], list(abouts), sources, thresholds)
