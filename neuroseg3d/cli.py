@@ -74,6 +74,7 @@ def _demo(args, overrides) -> int:
 def _phantom(args, overrides) -> int:
     from neuroseg3d.phantom import write_cohort
     spacing = args.spacing_mm[0] if len(args.spacing_mm) == 1 else tuple(args.spacing_mm)
+    print(f'making {args.n} + {args.n_test} patients in {args.output_dir}', flush=True)
     root = write_cohort(args.output_dir, args.n, seed=args.seed, spacing_mm=spacing, n_test=args.n_test, workers=args.workers)
     print(f'{args.n} training and {args.n_test} test cases in {root}')
     return 0
@@ -317,6 +318,7 @@ def _explain(args, overrides) -> int:
             bars[method] = tqdm(total=of, desc=method, unit='pass', disable=None, leave=False)
         bars[method].update(done - bars[method].n)
     for study in studies:
+        print(f'{study.id}: explaining {args.region} by {", ".join(args.method)}', flush=True)
         made = explain_file(model, study, args.output_dir, args.region, args.method, args.device, args.allow_missing, progress)
         while bars:
             bars.popitem()[1].close()

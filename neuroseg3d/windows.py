@@ -294,7 +294,8 @@ class Cost:
     memory_mb: float  # estimate: sums, weights and activations, beside the networks and the image
 
     def __str__(self) -> str:
-        return f'{self.windows} window(s) x {self.passes} pass(es), about {self.seconds:.0f} s and {self.memory_mb:.0f} MB'
+        seconds = f'{self.seconds:.0f}' if self.seconds >= 10 else f'{self.seconds:.1f}'
+        return f'{self.windows} window(s) x {self.passes} pass(es), about {seconds} s and {self.memory_mb:.0f} MB for the network'
 
 
 def _probe_seconds(network: nn.Module, x: Tensor, config: Windows) -> float:
