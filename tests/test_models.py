@@ -108,6 +108,11 @@ def test_means_are_those_of_the_cases(series, script):
     assert script.summary(rows) == RESULTS[series]['mean_with_missing']['all']
 
 
+def test_front_page_states_what_was_measured():
+    mean = RESULTS['pretrained']['mean_with_missing']['all']
+    assert 'mean Dice ' + ', '.join(f'{r} {mean[r]["dice"]:.2f}' for r in REGIONS) in (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
 def test_rules_and_calibration_are_stored_with_the_model():
     held, about = RESULTS['rules'], load_model().descriptions[0]
     helps = held['mean_dice']['chosen_on_the_others'] > held['mean_dice']['without']
