@@ -21,6 +21,7 @@ from neuroseg3d.infer import rules_of
 from neuroseg3d.metrics import overlap
 from neuroseg3d.phantom import Population, make_phantom, write_cohort
 from neuroseg3d.postprocess import Postprocess
+from neuroseg3d.split import file_digest
 from neuroseg3d.transforms import Space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,3 +200,18 @@ def test_training_cases_of_the_starter_model_are_known():
     assert sorted(split.cases) == sorted(facts['origin']['settings']['real']['cases'])
     found = training_hashes([{'split_sha256': facts['split_sha256'], 'fold': facts['fold']}], [])
     assert found == {f['sha256'] for c in split.cases.values() for f in c['files'].values()}
+
+
+def test_pages_show_the_stored_results():
+    "What 11_infer and 05_transforms say was measured is what lies in benchmarks/results."
+    page, other = (''.join(''.join(c['source']) for c in json.loads((ROOT / 'nbs' / f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
+                           if c['cell_type'] == 'markdown') for name in ('11_infer', '05_transforms'))
+    for name in ('inference', 'subsets'):
+        lines = (ROOT / 'benchmarks' / 'results' / f'{name}.md').read_text(encoding='utf-8').splitlines()
+        rows = [line for line in lines if line.startswith('|')]
+        assert len(rows) > 20 and [r for r in rows if r not in page] == []
+    steps = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['steps']
+    for measured in (steps[k]['own'] for k in ('all measures', 'importing MONAI and Lightning too')):
+        assert f'{measured["whole_process_s"]:.1f} s and {measured["peak_mb"]:.0f} MB' in other
+    model = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['about']['model']
+    assert file_digest(STARTER)[:12] in model, 'measured with another starter model than that of the package'
