@@ -51,6 +51,26 @@ def test_finished_folds_are_left_alone(work, capsys):
     assert [a['fold'] for a in about] == [0, 1] and about[0]['split_sha256'] == about[1]['split_sha256']
 
 
+def test_a_fold_that_was_stopped_goes_on_exactly(work, monkeypatch):
+    import neuroseg3d.train as train
+    step, begun = train.SegmentationTask.training_step, []
+
+    def failing(task, *args):
+        begun.append(args)
+        if len(begun) == 8:
+            raise RuntimeError('the machine stops')
+        return step(task, *args)
+    words = [*TRAIN, '--trainer.output_dir', 'again', '--trainer.checkpoint_every_steps', '5', '--folds', '1']
+    with monkeypatch.context() as patch:
+        patch.setattr(train.SegmentationTask, 'training_step', failing)
+        assert main(words) == 1
+    last = work / 'again' / 'fold_1' / 'checkpoints' / 'last.ckpt'
+    assert torch.load(last, weights_only=True)['global_step'] == 5
+    assert main(words) == 0
+    ours, whole = (torch.load(p, weights_only=True)['state_dict'] for p in (last, work / 'cv' / 'fold_1' / 'checkpoints' / 'last.ckpt'))
+    assert ours.keys() == whole.keys() and all(torch.equal(ours[k], whole[k]) for k in whole)
+
+
 def test_mistakes(work, capsys):
     for words, message in {('--folds', 'some'): 'found some, expected all, or numbers of folds',
                            ('--folds', '2'): 'found [2] of data.n_folds 2, expected some of 0 to 1',

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_cohort
+from balls import ball_cohort
 
 from neuroseg3d.checkpoint import load_checkpoint
 
@@ -25,7 +25,7 @@ class Runs:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        toy_cohort(folder / 'cohort', 6)
+        ball_cohort(folder / 'cohort', 6)
         self.launcher = subprocess.Popen([sys.executable, Path(__file__).parent / 'launcher.py'], text=True, cwd=folder,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -175,7 +175,7 @@ def test_kill_between_the_batches_of_a_step(runs):
 
 
 def test_another_run_is_refused_with_the_difference(runs):
-    toy_cohort(runs.folder / 'other', 5)
+    ball_cohort(runs.folder / 'other', 5)
     assert runs('whole', data={'root': 'other'}) == 2
     for name in ('data_sha256', 'split_sha256', 'n_train'):
         assert f'{name}: ' in runs.log('whole'), runs.log('whole')
