@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -684,6 +685,9 @@ def loader_error(
         return InputError(f'data loader: {lines[-1].strip()} (in a worker process; --data.loader none makes the patches in the '
                           'training process, and --debug then shows where)')
     dead = next((line for line in lines if re.search(r'DataLoader worker .*(killed|exited)', line)), None)
+    if isinstance(error, (OSError, EOFError)) and any(  # it died before its batch was fetched from it
+            frame.name == '_try_get_data' for frame in traceback.extract_tb(error.__traceback__)):
+        dead = f'DataLoader worker has gone ({type(error).__name__}: {lines[0] or "no more data"})'
     if dead is None:
         return None
     cause = 'shared memory was too small' if 'Bus error' in dead else 'most often memory or /dev/shm was too small'
