@@ -320,6 +320,7 @@ class RunTracker(Callback):
         self._clock: float | None = None
         self._voxels = self._seconds = 0.0  # since the last row
         self._figures: list[tuple[str, bytes]] = []
+        self._unlogged: dict[str, float] = {}  # of the step that the checkpoint was saved at
 
     def state_dict(self) -> dict[str, Any]:
         return {'run_id': self.wandb.version if self.wandb else None, 'stored': dict(self.stored)}
@@ -328,8 +329,13 @@ class RunTracker(Callback):
         self.stored = dict(state['stored'])
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
+        if trainer.training and trainer.global_step % trainer.log_every_n_steps == 0:  # Lightning logs the step after it is saved
+            checkpoint['unlogged'] = {'train/loss': float(trainer.callback_metrics['train/loss'])}
         for logger in self.loggers:
             logger.save()
+
+    def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
+        self._unlogged = checkpoint.get('unlogged', {})
 
     def on_fit_start(self, trainer, module) -> None:
         origin = {'version': neuroseg3d.__version__, 'git_revision': git_revision(), **module.provenance}
@@ -338,6 +344,8 @@ class RunTracker(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self._clock = None
+        for logger in self.loggers if self._unlogged else []:  # the process before may have been killed in between
+            logger.log_metrics(self._unlogged, trainer.global_step - 1)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         now, before = time.monotonic(), self._clock

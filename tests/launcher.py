@@ -16,6 +16,7 @@ import torch
 torch.set_num_threads(1)
 
 import neuroseg3d.checkpoint as checkpoint
+import neuroseg3d.tracking as tracking
 import neuroseg3d.train as train
 from neuroseg3d.cli import main
 
@@ -51,6 +52,8 @@ def arm(place: str, n: int, signum: int) -> None:
         train.SegmentationTask.validation_step = counted(train.SegmentationTask.validation_step, n, die)
     elif place == 'save':
         checkpoint.torch.save = counted(torch.save, n, half_a_file)
+    elif place == 'saved':  # and not logged yet
+        tracking.RunTracker.on_train_batch_end = counted(tracking.RunTracker.on_train_batch_end, n, die)
     elif place == 'rename':
         os.replace = counted(os.replace, n, die)
     elif place == 'worker':

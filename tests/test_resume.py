@@ -119,6 +119,13 @@ def test_kills_at_random_times(runs):
     check_ends_alike(runs, 'timed')
 
 
+def test_a_kill_between_a_save_and_its_row_in_the_log(runs):
+    assert runs('unlogged', at='saved', n=6) == -signal.SIGKILL
+    assert load_checkpoint(runs.checkpoints('unlogged') / 'last.ckpt')['global_step'] == 6
+    assert runs('unlogged') == 0, runs.log('unlogged')
+    check_ends_alike(runs, 'unlogged')
+
+
 @pytest.mark.parametrize('signum, place, n, saved', [(signal.SIGTERM, 'step', 5, 5), (signal.SIGINT, 'validation', 3, 8)])
 def test_a_signal_ends_the_run_at_the_next_step_boundary(runs, signum, place, n, saved):
     name = f'{place}{signum}'
