@@ -67,9 +67,9 @@ def regions_to_labels(
 ) -> np.ndarray:  # canonical ids, uint8, (X, Y, Z)
     "Label map of three region masks; what lies outside its parent region is dropped."
     wt, tc, et = np.asarray(regions, dtype=bool)
-    label = wt.astype(np.uint8) * np.uint8(Label.EDEMA)
-    label[wt & tc] = Label.NON_ENHANCING
-    label[wt & tc & et] = Label.ENHANCING
+    label = wt * np.uint8(Label.EDEMA)
+    np.copyto(label, np.uint8(Label.NON_ENHANCING), where=(core := wt & tc))
+    np.copyto(label, np.uint8(Label.ENHANCING), where=core & et)
     return label
 
 # %% ../nbs/00_core.ipynb #d020effc
@@ -157,7 +157,7 @@ def from_canonical(
     if lacking:
         raise InputError(f'label schema {schema!r} has no id for {", ".join(lacking)}')
     table = np.array([ids.get(k, 0) for k in Label], dtype=np.uint8)
-    return table[np.asarray(label)]
+    return np.array(label, np.uint8) if (table == list(Label)).all() else table[np.asarray(label)]
 
 # %% ../nbs/00_core.ipynb #23e6583c
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -454,10 +454,13 @@ def _read_images(
         for modality, place, volume in zip(modalities, places, _volumes(path, places=places), strict=True):
             if not np.may_share_memory(place, volume):
                 place[...] = volume
-            _check_channel(place, modality, path, allow_missing)
+            checks.append(pool.submit(_check_channel, place, modality, path, allow_missing))  # while the next is inflated
 
+    checks: list[Future] = []
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # inflating releases the interpreter
         for done in [pool.submit(read, path) for path in headers]:
+            done.result()
+        for done in checks:
             done.result()
     return out
 
@@ -539,7 +542,7 @@ def read_case(
         annotation, grid, known = read_label(study.label, schema, study.schema)
         _check_grids({next(iter(headers)): geometry, study.label: grid})
     image = _read_images(study, headers, geometry.shape, allow_missing)
-    if not image.any():
+    if allow_missing and not image.any():  # else no sequence can be
         raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
     return Case(study.id, image, geometry, annotation, known, next(iter(headers.values())), sources)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .core import REGIONS, InputError, labels_to_regions
+from .transforms import brain_box
 
 # %% auto #0
 __all__ = ['CHOICES', 'Postprocess', 'drop_small', 'apply_rules', 'Held', 'mean_dice', 'search_rules']
@@ -31,6 +32,42 @@ class Postprocess:
             raise InputError(f'postprocess: found min_ml {self.min_ml}, min_et_ml {self.min_et_ml}, expected volumes in mL')
 
 # %% ../nbs/09b_postprocess.ipynb #2c6338e8
+def _touching(starts: np.ndarray, ends: np.ndarray, shift: int) -> np.ndarray:  # (2, n)
+    "Pairs of runs that touch once the first is moved by some voxels; runs are sorted and end before `ends`."
+    first = np.searchsorted(ends, starts + shift)
+    count = np.searchsorted(starts, ends + shift, 'right') - first
+    run = np.repeat(np.arange(len(starts)), count)
+    return np.stack([run, np.arange(len(run)) + np.repeat(first - count.cumsum() + count, count)])
+
+
+def _joined(n: int, pairs: np.ndarray) -> np.ndarray:  # (n,)
+    "For each of n runs the lowest one that pairs lead to."
+    part = np.arange(n)
+    while True:
+        low, high = np.sort(part[pairs], axis=0)
+        if (low == high).all():
+            return part
+        np.minimum.at(part, high, low)
+        while ((further := part[part]) != part).any():
+            part = further
+
+
+def _large_parts(mask: np.ndarray, min_voxels: float) -> np.ndarray:
+    "The connected parts of a mask that are large enough; something is in the mask."
+    x, y, z = mask.shape
+    padded = np.zeros((x, y + 1, z + 1), np.int8)  # an empty row and an empty voxel: nothing touches around a corner
+    padded[:, :-1, :-1] = mask
+    edges = np.diff(padded.ravel(), prepend=np.int8(0))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    ahead = ((0, 1), (1, -1), (1, 0), (1, 1))  # rows with a neighbour of a row, half of the eight
+    pairs = np.concatenate([_touching(starts, ends, (i * (y + 1) + j) * (z + 1)) for i, j in ahead], axis=1)
+    part = _joined(len(starts), pairs)
+    large = (np.bincount(part, ends - starts) >= min_voxels)[part]
+    edges[:] = 0
+    edges[starts[large]], edges[ends[large]] = 1, -1
+    return edges.cumsum(dtype=np.int8).view(bool).reshape(padded.shape)[:, :-1, :-1]
+
+
 def drop_small(
     mask: np.ndarray,  # bool (X, Y, Z)
     min_voxels: float,  # parts with fewer go
@@ -38,16 +75,12 @@ def drop_small(
     "A mask without its small connected parts."
     if min_voxels <= 1 or not mask.any():
         return mask
-    from scipy import ndimage  # needed by these rules only, and slow to import
-    boxes = ndimage.find_objects(mask.view(np.uint8))
+    box = tuple(map(slice, *brain_box(mask[None])))
     kept = np.zeros_like(mask)
-    parts, n = ndimage.label(mask[boxes[0]], np.ones((3, 3, 3), bool))
-    large = np.bincount(parts.ravel(), minlength=n + 1) >= min_voxels
-    large[0] = False
-    kept[boxes[0]] = large[parts]
+    kept[box] = _large_parts(mask[box], min_voxels)
     return kept
 
-
+# %% ../nbs/09b_postprocess.ipynb #aab6a6b2
 def apply_rules(
     regions: np.ndarray,  # bool (3, X, Y, Z): WT, TC, ET, already cut at their thresholds
     rules: Postprocess,  # what to do

@@ -67,13 +67,17 @@ def _uncrop(volume: torch.Tensor, op: Operation) -> torch.Tensor:
 
 
 def _turn(volume: torch.Tensor, op: Operation) -> torch.Tensor:
-    "Axes in the order of the world, then mirrored where they run against it; always a copy."
-    return volume.permute(0, *(1 + a for a in op['axes'])).flip([1 + i for i, f in enumerate(op['flipped']) if f])
+    "Axes in the order of the world, then mirrored where they run against it."
+    return _mirror(volume.permute(0, *(1 + a for a in op['axes'])), op['flipped'])
 
 
 def _unturn(volume: torch.Tensor, op: Operation) -> torch.Tensor:
-    back = volume.flip([1 + i for i, f in enumerate(op['flipped']) if f])
-    return back.permute(0, *(1 + op['axes'].index(a) for a in range(3)))
+    return _mirror(volume, op['flipped']).permute(0, *(1 + op['axes'].index(a) for a in range(3)))
+
+
+def _mirror(volume: torch.Tensor, flipped: Sequence[bool]) -> torch.Tensor:
+    "The same volume where nothing is mirrored, a copy else."
+    return volume.flip([1 + i for i, f in enumerate(flipped) if f]) if any(flipped) else volume
 
 
 def _turn_to_ras(grid: Geometry) -> Operation:
@@ -99,13 +103,27 @@ def _normalising(shape: Sequence[int]) -> torch.Tensor:
     return matrix.float()
 
 
-def _interpolate(volume: torch.Tensor, source: Geometry, target: Geometry, mode: str) -> torch.Tensor:
-    "A float volume (C, ...) on the grid `source`, looked up at the voxels of another."
+def _places(source: Geometry, target: Geometry) -> torch.Tensor:  # (1, x, y, z, 3)
+    "Where the voxels of `target` lie in `source`, as `grid_sample` wants it: the last axis first."
     lookup = torch.from_numpy(np.linalg.solve(source.affine, target.affine)).float()
     theta = _normalising(source.shape) @ lookup @ torch.from_numpy(np.linalg.inv(_normalising(target.shape).numpy()))
-    theta = theta[[2, 1, 0]][:, [2, 1, 0, 3]]  # PyTorch names the last axis first
-    places = F.affine_grid(theta[None], [1, 1, *target.shape], align_corners=False)
+    if (theta[:3, :3] - theta[:3, :3].diag().diag()).abs().max() > 1e-9:  # sheared
+        return F.affine_grid(theta[[2, 1, 0]][:, [2, 1, 0, 3]][None], [1, 1, *target.shape], align_corners=False)
+    places = torch.empty(3, *target.shape)
+    for axis, n in enumerate(target.shape):  # each coordinate depends on one index alone
+        along = torch.linspace(-1, 1, n) * (n - 1) / n * theta[axis, axis] + theta[axis, 3]
+        places[2 - axis] = along.reshape([-1 if a == axis else 1 for a in range(3)])
+    return places.movedim(0, -1)[None]
+
+
+def _look_up(volume: torch.Tensor, places: torch.Tensor, mode: str) -> torch.Tensor:
+    "A float volume (C, ...) at places in it."
     return F.grid_sample(volume[None].contiguous(), places, mode, 'border', align_corners=False)[0]
+
+
+def _interpolate(volume: torch.Tensor, source: Geometry, target: Geometry, mode: str) -> torch.Tensor:
+    "A float volume (C, ...) on the grid `source`, looked up at the voxels of another."
+    return _look_up(volume, _places(source, target), mode)
 
 
 def _grid_of(values: dict[str, Any]) -> Geometry:
@@ -224,19 +242,19 @@ def _carry(volume: torch.Tensor, steps: Sequence[Operation], mode: str = 'biline
     "A volume (C, X, Y, Z) taken through some steps; a copy."
     for op in steps:
         volume = _do(volume, op, mode)
-    return volume.contiguous()
+    return volume.clone(memory_format=torch.contiguous_format)
 
 
 def _carry_image(image: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
     "An image taken through all steps; voxels that interpolation gave less than half of a brain voxel are zero."
     if not steps[2:]:
         return _carry(_tensor(image), steps)
-    carried, brain = [], None
+    carried, brain, places = [], None, _places(_grid_of(steps[2]['source']), _grid_of(steps[2]['target']))
     for channel in _tensor(image):
         volume = _carry(channel[None], steps[:2])
         brain = volume != 0 if brain is None else brain.logical_or_(volume != 0)
-        carried.append(_resample(volume, steps[2], 'bilinear'))
-    return torch.cat(carried).mul_(_resample(brain.float(), steps[2], 'bilinear') >= HALF)
+        carried.append(_look_up(volume, places, 'bilinear'))
+    return torch.cat(carried).mul_(_look_up(brain.float(), places, 'bilinear') >= HALF)
 
 
 def _carry_label(label: np.ndarray, steps: Sequence[Operation]) -> torch.Tensor:
@@ -326,10 +344,10 @@ def _unresample_cut(region: torch.Tensor, op: Operation, threshold: float) -> to
     return mask
 
 
-def _region_to_native(region: torch.Tensor, record: Record, threshold: float) -> torch.Tensor:
-    "One region (1, x, y, z) as a mask on the native grid."
+def _region_to_box(region: torch.Tensor, record: Record, threshold: float) -> torch.Tensor:
+    "One region (1, x, y, z) as a mask on the native grid, in the brain box that was cut out."
     _check_shape(region, record)
-    steps = list(reversed(record.operations))
+    steps = list(reversed(record.operations[1:]))
     region = _unresample_cut(region.float(), steps.pop(0), threshold) if record.resampled else region >= threshold
     for op in steps:
         region = _undo(region, op, 'nearest')
@@ -345,7 +363,8 @@ def regions_to_native(
     cuts = [threshold] * len(probabilities) if isinstance(threshold, (int, float)) else list(threshold)
     if len(cuts) != len(probabilities):
         raise InputError(f'found {len(cuts)} thresholds, expected one for each of {len(probabilities)} regions')
-    masks = np.zeros((len(cuts), *record.native.shape), dtype=bool)
+    masks = np.zeros((len(cuts), *record.native.shape[::-1]), dtype=bool).transpose(0, 3, 2, 1)  # in memory as in files
+    box = tuple(map(slice, record.operations[0]['start'], record.operations[0]['stop']))
     for mask, region, cut in zip(masks, torch.as_tensor(probabilities), cuts):
-        mask[...] = _region_to_native(region[None], record, float(cut))[0].numpy()
+        mask[box] = _region_to_box(region[None], record, float(cut))[0].numpy()
     return masks
