@@ -21,7 +21,7 @@ from neuroseg3d.cli import main
 
 BIN = Path(sys.executable).parent
 STEPS = 4
-# float64: in float32 the order of a sum decides which way a leaky ReLU bends, and training enlarges such differences
+# float64: in float32 the order of a sum shows in the weights, with one process and two threads as well, and training enlarges it
 WORDS = ['train', '--data.root', 'cohort', '--data.n_folds', '2', '--data.patch_size', '16', '--data.batch_size', '2',
          '--data.loader', 'none', '--space.spacing_mm', '6', '--model.preset', 'tiny', '--model.filters', '[4, 8, 8, 8]',
          '--trainer.max_steps', STEPS, '--trainer.val_every_steps', '2', '--trainer.checkpoint_every_steps', '1',
@@ -36,8 +36,8 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def torchrun(rank: int, port: str) -> dict[str, str]:
-    return {'RANK': rank, 'WORLD_SIZE': 2, 'LOCAL_RANK': rank, 'LOCAL_WORLD_SIZE': 2, 'GROUP_RANK': 0, 'MASTER_ADDR': '127.0.0.1',
+def torchrun(rank: int, port: str, world: int = 2) -> dict[str, str]:
+    return {'RANK': rank, 'WORLD_SIZE': world, 'LOCAL_RANK': rank, 'LOCAL_WORLD_SIZE': world, 'GROUP_RANK': 0, 'MASTER_ADDR': '127.0.0.1',
             'MASTER_PORT': port}
 
 
@@ -147,6 +147,23 @@ def two(work) -> list[dict]:
 
 def test_two_processes_do_what_one_does(work, two):
     assert_same(work / 'two', work / 'one')
+
+
+def test_the_loss_curve_in_single_precision(work):
+    port = free_port()
+    train(work, 'one32', [{}], '--trainer.precision', '32-true')
+    train(work, 'two32', [torchrun(rank, port) for rank in (0, 1)], '--trainer.precision', '32-true')
+    ours, theirs = ([r['train/loss'] for r in table(work / run)] for run in ('two32', 'one32'))
+    assert len(ours) == STEPS and ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_more_processes_than_cases_to_validate(work):
+    words, port = ('--data.n_folds', '3', '--data.batch_size', '3'), free_port()
+    train(work, 'few1', [{}], *words)
+    notes = train(work, 'few3', [torchrun(rank, port, 3) for rank in range(3)], *words)
+    assert_same(work / 'few3', work / 'few1')
+    cases = [case for n in notes for at, case in n['validated'] if at == 2]
+    assert len(cases) == 3 and len(set(cases)) == 2  # one is predicted twice, and counts once
 
 
 def test_each_case_is_validated_once(work, two):
