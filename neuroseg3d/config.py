@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -162,6 +162,7 @@ def set_dotted(
     values: dict[str, Any],  # sections, changed in place
     name: str,  # dotted name, such as 'trainer.max_steps'
     value: Any,  # the value; a string is read as YAML, so '2' is a number and '[1, 2]' a list
+    hint: Any = None,  # type of the field; where that is text, '2' and '2026-11-25' stay text
 ) -> None:
     "Set one value by its dotted name."
     *sections, key = name.split('.')
@@ -169,7 +170,25 @@ def set_dotted(
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InputError(f'{name}: {section!r} is a value, not a section')
-    values[key] = yaml.safe_load(value) if isinstance(value, str) else value
+    values[key] = _from_text(value, get_args(hint) or (hint,), name) if isinstance(value, str) else value
+
+
+def _from_text(text: str, wanted: Sequence[type], name: str) -> Any:
+    "What a value on the command line means."
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        if str not in wanted:
+            raise InputError(f'{name}: found {text!r}, expected a value as in YAML') from None
+        return text
+    return text if str in wanted and type(value) not in (*wanted, type(None)) else value
+
+
+def _hint_of(cls: type, name: str) -> Any:
+    "Type of a field by its dotted name."
+    for part in name.split('.'):
+        cls = get_type_hints(cls)[part]
+    return cls
 
 # %% ../nbs/00a_config.ipynb #080d97eb
 def load_config(
@@ -189,7 +208,7 @@ def load_config(
     for name, value in (overrides or {}).items():
         if name not in known:
             raise unknown_key_error(name, known, 'command line')
-        set_dotted(values, name, value)
+        set_dotted(values, name, value, _hint_of(cls, name))
     return build(cls, values)
 
 
