@@ -277,12 +277,17 @@ def _infer_all(
     report: Callable[[str], None], allow_missing: bool, extras: tuple[str, ...],
 ) -> dict[str, str]:
     "Segment studies one after another: case id -> error, for the cases that failed."
-    failures, began = {}, time.monotonic()
+    failures, began, said = {}, time.monotonic(), []
+
+    def say(line: str) -> None:
+        report(f'{line}, the first of {len(todo)} case(s)')
+        said.append(line)
+
     for number, (study, reading) in enumerate(_read_ahead(todo, allow_missing), 1):
         start = time.monotonic()
         try:
             case = reading.result()
-            prediction = predict_case(model, case, device, say=report if number == 1 else None)
+            prediction = predict_case(model, case, device, say=None if said else say)
             _write(prediction, case, outputs[study.id][0], schema, extras)
             line = prediction.volumes_text
             manifest.add(study, outputs[study.id][0], time.monotonic() - start, prediction)

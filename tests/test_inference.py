@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import nibabel as nib
@@ -246,6 +247,35 @@ def test_the_starter_model_gives_the_same_mask_in_the_world(phantom):
         assert min(dice(back, expected)) >= 0.99, code
 
 
+@pytest.mark.parametrize('codes', [(1, 0), (0, 1), (3, 2), (0, 0)])
+@pytest.mark.parametrize('kind', [nib.Nifti1Image, nib.Nifti2Image])
+def test_codes_units_and_kind_of_file_are_kept(phantom, tmp_path, kind, codes):
+    "Files that say where they lie by one of the two ways, by both with different words, or not at all."
+    like, header = stored(phantom, 'LPS'), kind.header_class()
+    header.set_data_shape(like.shape)
+    header.set_qform(like.affine, codes[0])
+    header.set_sform(like.affine @ np.diag((1, 1, 1.01, 1)), codes[1])
+    header.set_xyzt_units('unknown', 'msec')
+    nib.save(kind(np.asarray(like.dataobj, np.float32), None, header), source := tmp_path / 'a.nii')
+    with pytest.warns(UserWarning, match='neither qform nor sform') if codes == (0, 0) else nullcontext():
+        infer_file(model(), source, tmp_path / 'out.nii.gz')
+    check_space(tmp_path / 'out.nii.gz', source)
+    assert type(nib.load(tmp_path / 'out.nii.gz')) is kind and [int(nib.load(source).header[f'{f}form_code']) for f in 'qs'] == list(codes)
+
+
+def test_every_subset_of_the_sequences_is_taken(phantom, tmp_path):
+    files, image = {}, stored(phantom)
+    for c, modality in enumerate(MODALITIES):
+        files[modality] = tmp_path / f'P_{modality}.nii'
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., c].astype(np.int16), image.affine), files[modality])
+    for n in (1, 2, 3):
+        for names in combinations(MODALITIES, n):
+            with pytest.warns(UserWarning, match=', '.join(m for m in MODALITIES if m not in names)):
+                made = infer_file(model(), [files[m] for m in names], tmp_path / 'out.nii', allow_missing=True)
+            assert made.missing == [m for m in MODALITIES if m not in names] and (tmp_path / 'out.nii').is_file()
+            (tmp_path / 'out.nii').unlink()
+
+
 def test_missing_sequences_are_zeros_and_said(phantom, tmp_path):
     image = stored(phantom)
     for c, modality in enumerate(MODALITIES):
@@ -276,6 +306,7 @@ def test_a_failed_case_leaves_nothing(phantom, tmp_path):
     (tmp_path / 'in' / 'c.nii.gz').write_bytes(bytes(damaged))
     studies, lines = find_cases(tmp_path / 'in'), []
     failures = infer_cohort(model(), studies, tmp_path / 'out', report=lines.append, extras=('probabilities', 'entropy'))
+    assert 'about' in lines[0] and lines[0].endswith('the first of 3 case(s)') and [line[:5] for line in lines[1:]] == ['[1/3]', '[2/3]', '[3/3]']
     assert sorted(failures) == ['b', 'c'] and all('truncated or damaged' in e for e in failures.values()), failures
     assert sorted(p.relative_to(tmp_path / 'out').as_posix() for p in (tmp_path / 'out').rglob('*') if p.is_file()) == [
         'a.nii.gz', 'entropy/a.nii.gz', 'manifest.json', 'probabilities/a.nii.gz']

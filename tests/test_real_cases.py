@@ -56,6 +56,27 @@ def test_label_map_lies_on_the_patients_own_grid(study, model, tmp_path):
     assert (tmp_path / 'scores' / 'metrics.csv').is_file() and (tmp_path / 'scores' / 'summary.json').is_file()
 
 
+@pytest.mark.parametrize('name', ['BRATS_001', 'TCGA-06-1802'])  # a 4-D file, RAS; four files, thick slices, LAS
+def test_model_space_is_that_of_monais_own_chain(name, model):
+    "From the files on, and back: MONAI's reader, crop, orientation, spacing and normalisation."
+    import torch
+    from monai.transforms import Compose, ConcatItemsd, EnsureChannelFirstd, Invertd, LoadImaged
+
+    from neuroseg3d.augment import model_space_transforms
+    from neuroseg3d.nifti import read_case
+    from neuroseg3d.transforms import regions_to_native, to_model_space
+    study = next(s for s in studies() if s.id == name)
+    files = {path.name: str(path) for path in study.images.values()}
+    chain = Compose([LoadImaged(files), EnsureChannelFirstd(files), ConcatItemsd(files, 'image'), *model_space_transforms(model.space).transforms])
+    theirs, ours = chain(files), to_model_space(read_case(study, with_label=False), model.space)
+    assert theirs['image'].shape == ours.image.shape and np.allclose(theirs['image'].affine, ours.record.model.affine, atol=1e-5)
+    assert (theirs['image'].as_tensor() - ours.image).abs().max() < 1e-3
+    p = torch.nn.functional.avg_pool3d(ours.image[:3], 5, 1, 2).sigmoid()  # anything smooth, in the place of a prediction
+    back = Invertd('pred', chain, orig_keys='image', nearest_interp=False, to_tensor=True)({**theirs, 'pred': theirs['image'][:3].set_array(p)})
+    masks = regions_to_native(p, ours.record, 0.6)
+    assert masks.any() and ((back['pred'].numpy() >= 0.6) == masks).mean() > 0.9999
+
+
 def test_orientations_are_those_that_the_data_is_known_for():
     from neuroseg3d.nifti import read_case
     codes = {s.id: read_case(s, with_label=False).geometry.orientation for s in studies()
