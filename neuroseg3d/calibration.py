@@ -150,6 +150,10 @@ class Calibration:
     ace_after: tuple[float, float, float] = (float('nan'),) * 3  # with the temperature
     members: int = 1  # networks of the ensemble it holds for
     flips: tuple[str, ...] = ('none',)  # mirrored copies it holds for
+    qu_brats: tuple[float, ...] = ()  # mean QU-BraTS score of the entropy, with the temperature; empty where nobody scored it
+    dice: tuple[float, ...] = ()  # mean Dice
+    expected_dice: tuple[float, ...] = ()  # mean Dice that the model expected
+    expected_dice_error: tuple[float, ...] = ()  # mean absolute difference of the two
     curves: dict[str, list] = field(default_factory=dict)  # region -> two reliability diagrams, before and after
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,6 +188,7 @@ class Calibration:
 class Validation:
     "One validation case, as `calibrate` needs it."
     regions: Tensor  # float32 (3, x, y, z): probabilities of WT, TC, ET, as predicted
+    predicted: np.ndarray  # bool (3, x, y, z): masks of WT, TC, ET, by the model's rules
     truth: np.ndarray  # bool (3, x, y, z)
     brain: np.ndarray  # bool (x, y, z): voxels over which the temperature is fitted
     within: np.ndarray  # bool (x, y, z): voxels over which calibration is judged, such as those near a tumour
@@ -213,7 +218,7 @@ def calibrate(
         curves[region] = [[np.round(c, 5).tolist() for c in (f.confidence, f.frequency, f.count)] for f in found[:2]]
     scores = zip(*[volume_scores(c, temperature) for c in cases])
     quantile = tuple(conformal_quantile(s, alpha) for s in scores)
-    return Calibration(tuple(temperature), quantile, alpha, len(cases), *zip(*errors), members, tuple(flips), curves)
+    return Calibration(tuple(temperature), quantile, alpha, len(cases), *zip(*errors), members, tuple(flips), curves=curves)
 
 
 def _pool(cases: Sequence[Validation], mask: str, channel: int, sample: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,13 @@ from scipy import ndimage
 
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
-from .core import REGION_NAMES, REGIONS, Case
+from .core import REGION_NAMES, REGIONS, Case, labels_to_regions
 from .evaluate import find_split
 from .diameters import Diameters, draw_diameters, lesion_diameters, sum_of_products_mm2
 from .figures import show_confusion, show_lesions
 from .infer import rules_of
 from .metrics import normalise_confusion, voxel_confusion
-from .uncertainty import show_uncertainty
+from .uncertainty import qu_brats, show_uncertainty
 from .viz import (ENTROPY, PALETTE, Picture, embed, error_paint, mesh_figure, page_head, page_tail, show_distances, show_errors,
                             show_planes)
 from .xai import Shapley
@@ -156,8 +157,7 @@ def _section(title: str, body: str) -> str:
 
 def _figure(picture: Picture, alt: str, caption: str, chart_like: bool = False) -> str:
     "A picture with its caption."
-    image = embed(picture, alt)
-    image = image.replace('<img ', '<img class="chart" ', 1) if chart_like else image
+    image = embed(picture, alt, dpi=160).replace('<img ', '<img class="chart" ', 1) if chart_like else embed(picture, alt)
     return f'<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
@@ -251,6 +251,24 @@ def _confusion(tumour: np.ndarray, brain: np.ndarray, of: str) -> str:
     return html
 
 
+def _qu_brats(result: CaseResult) -> str:
+    "The score of the entropy where there is a reference: whether what is thrown away as doubtful is what is wrong."
+    if result.reference is None or not set(REGIONS) <= set(result.entropy):
+        return ''
+    near, rows = result.case.brain | (result.prediction > 0) | (result.reference > 0), ''
+    masks = (labels_to_regions(m[near]) for m in (result.prediction, result.reference))
+    for region, ours, truth in zip(REGIONS, *masks):
+        doubts = (100 * np.clip(result.entropy[region][near], 0, 1), np.zeros(ours.shape))
+        found, never = (qu_brats(ours, truth, doubt, result.case.brain[near]) for doubt in doubts)
+        cells = (found.score, *found.areas, never.score)
+        rows += f'<tr><th scope="row">{_chip(region)}</th>' + ''.join(_cell(v, 3) for v in cells) + '</tr>'
+    names = ('QU-BraTS', 'Dice of what is left', 'true tumour<br>thrown away', 'true background<br>thrown away', 'never in doubt:<br>QU-BraTS')
+    head = ''.join(f'<th class="num">{n}</th>' for n in names)
+    return (f'<div class="scroll"><table class="qu"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+            '<p class="quiet small">QU-BraTS, 1 is best: voxels above a threshold of entropy are thrown away; means over all thresholds. '
+            'Last column: the score of the same mask without any doubt.</p>')
+
+
 def _doubt(result: CaseResult, options: ReportOptions) -> str:
     "Entropy maps, and their parts; nothing where there are none."
     if not result.entropy:
@@ -262,7 +280,7 @@ def _doubt(result: CaseResult, options: ReportOptions) -> str:
         html += _figure(show_uncertainty(result.case, dict(result.parts), result.prediction, **size), f'{result.case.id}: parts of entropy',
                         'Entropy of WT in two parts: what is ambiguous in the image (aleatoric), and what the members disagree about '
                         '(epistemic).')
-    return html + ('<p class="quiet small">Entropy knows only what the networks saw in training: elsewhere they may be sure and '
+    return html + _qu_brats(result) + ('<p class="quiet small">Entropy knows only what the networks saw in training: elsewhere they may be sure and '
                    'wrong.</p>')
 
 # %% ../nbs/13a_casepage.ipynb #b4bc3dfa
@@ -343,7 +361,7 @@ class ModelCard:
                                  f'{len(model.networks)} network(s)',
                  'trained on': f'{trained or _n_trained(model)} cases, label schema {about.get("schema")}, {_held(about.get("fold"))}',
                  'split': about.get('split_sha256') or 'not stored', 'grid': ' × '.join(f'{s:g}' for s in model.space.spacing_mm) + ' mm',
-                 'inference': repr(model.windows), 'post-processing': repr(rules_of(model))}
+                 'inference': _in_words(repr(model.windows)), 'post-processing': _in_words(repr(rules_of(model)))}
         return cls(facts, stored_calibration(model))
 
     @classmethod
@@ -353,6 +371,7 @@ class ModelCard:
                  'windows': 'inference', 'postprocess': 'post-processing'}
         plain = {**entry, 'checkpoints': ', '.join(entry.get('checkpoints', [])), 'trained_on': '; '.join(
             f'{t["split_sha256"] or "not stored"}, {_held(t["fold"])}' for t in entry.get('trained_on', []))}
+        plain |= {k: _in_words(entry[k]) for k in ('windows', 'postprocess') if k in entry}
         facts = {name: plain[k] for k, name in names.items() if k in entry}
         return cls(facts, Calibration.from_dict(entry['calibration']) if entry.get('calibration') else None)
 
@@ -362,14 +381,36 @@ class ModelCard:
         facts, c = dict(self.facts), self.calibration
         if c is None:
             return _terms({**facts, 'calibration': 'none: probabilities are as the network says them'}) + _INTENDED
-        pairs = [f'{r} {t:.2f} (error {a:.3f} → {b:.3f})' for r, t, a, b in zip(REGIONS, c.temperature, c.ece_before, c.ece_after)]
-        facts['calibration'] = f'{c.n_cases} validation cases; temperature ' + ', '.join(pairs)
+        facts['calibrated on'] = f'{c.n_cases} validation cases'
         facts['volume intervals'] = (f'split-conformal, {100 * (1 - c.alpha):.0f} %' if all(math.isfinite(q) for q in c.quantile) else
                                      f'none: {c.n_cases} validation cases are too few for {100 * (1 - c.alpha):.0f} %')
         diagrams = {r: c.diagram(r) for r in c.curves}
         figure = _figure(show_reliability(diagrams, 'Reliability on validation cases'), 'Reliability diagrams',
                          'Near the tumour, with the temperature: what the model says against what is.', True) if diagrams else ''
-        return _terms(facts) + figure + _INTENDED
+        return _terms(facts) + _calibration_table(c) + figure + _INTENDED
+
+
+def _in_words(settings: str) -> str:
+    "Settings as they are printed, without what only a programmer reads."
+    inside = re.sub(r"^\w+\(|\)$|'", '', settings)
+    return re.sub(r'(\w+)=', lambda m: m[1].replace('_', ' ') + ' ', inside).replace(',)', ')')
+
+
+def _calibration_table(c: Calibration) -> str:
+    "What was learnt on the validation cases and how well the model knows itself there, a row a region."
+    change = [[f'{_number(a, 3)} → {_number(b, 3)}' for a, b in zip(*pair)] for pair in ((c.ece_before, c.ece_after), (c.ace_before, c.ace_after))]
+    columns = {'Temperature': [_number(t, 2) for t in c.temperature], 'Calibration error<br>expected': change[0],
+               'Calibration error<br>adaptive': change[1]}
+    if c.qu_brats:
+        columns |= {'QU-BraTS': [_number(v, 3) for v in c.qu_brats], 'Dice': [_number(v, 3) for v in c.dice],
+                    'Expected<br>Dice': [_number(v, 3) for v in c.expected_dice],
+                    'Expected Dice:<br>mean error': [_number(v, 3) for v in c.expected_dice_error]}
+    head = ''.join(f'<th class="num">{h}</th>' for h in columns)
+    body = ''.join(f'<tr><th scope="row">{_chip(r)}</th>' + ''.join(f'<td class="num">{v}</td>' for v in row) + '</tr>'
+                   for r, row in zip(REGIONS, zip(*columns.values())))
+    return (f'<div class="scroll"><table class="calibration"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            '<p class="quiet small">On the validation cases that the model was calibrated on. Calibration errors: within 10 mm of the tumour, '
+            'without and with the temperature.</p>')
 
 
 def _held(fold: int | str | None) -> str:

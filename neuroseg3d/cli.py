@@ -294,7 +294,7 @@ def _report(args, overrides) -> int:
         model = _mirrored(model, args.tta)
     made = {'command': command_line(['neuroseg3d', *args.words])}
     print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema, args.title,
-                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution))
+                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution, print))
     return 0
 
 

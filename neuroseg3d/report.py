@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -263,15 +263,22 @@ def read_results(
         raise InputError(f'{data}: found no case for the prediction(s) {", ".join(orphans[:3])}; '
                          f'it has {", ".join(sorted(studies)[:3])} and so on')
     manifest = read_manifest(pred)
-    for name, file in sorted(predictions.items()):
-        case = read_case(studies[name], schema=ref_schema)
-        prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
-        if not grid.same_grid(case.geometry, tolerance_mm=0.01):
-            raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
-        spacing, entry = case.geometry.spacing_mm, manifest.get(name, {})
-        rows = score_case(prediction, case.label, spacing, case=name) if case.label is not None else []
-        result = CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
-        yield _with_model(result, model, attribute) if model else _with_files(result, file.path)
+    for name, file in sorted(predictions.items()):  # nothing here holds on to a case while the next one is read
+        yield _with_more(_read_result(studies[name], file, manifest.get(name, {}), pred_schema, ref_schema), file.path, model, attribute)
+
+
+def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
+    "A label map with its case and, where there is a reference, its scores."
+    case = read_case(study, schema=ref_schema)
+    prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
+    if not grid.same_grid(case.geometry, tolerance_mm=0.01):
+        raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
+    rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=study.id) if case.label is not None else []
+    return CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
+
+
+def _with_more(result: CaseResult, path: Path, model: Model | None, attribute: bool) -> CaseResult:
+    return _with_model(result, model, attribute) if model else _with_files(result, path)
 
 
 def _made(entry: Mapping) -> dict:
@@ -288,7 +295,7 @@ def _with_files(result: CaseResult, path: Path) -> CaseResult:
         if p.shape[1:] != result.prediction.shape:
             raise InputError(f'{places[0]}: found shape {tuple(p.shape[1:])}, expected {result.prediction.shape}')
         masks = torch.from_numpy(labels_to_regions(result.prediction))
-        dice = {r: expected_dice(p[i], masks[i]) for i, r in enumerate(REGIONS)}
+        dice = {r: expected_dice(p[i], masks[i], result.case.geometry.voxel_ml) for i, r in enumerate(REGIONS)}
         return replace(result, entropy={r: coin_entropy(p[i]).numpy() for i, r in enumerate(REGIONS)}, expected_dice=dice)
     if places[1].is_file():
         return replace(result, entropy={'mean of WT, TC, ET': np.asarray(nib.load(places[1]).dataobj, np.float32)})
@@ -339,6 +346,17 @@ def _trained_warnings(seen: Sequence[str], unknown: Sequence[str], allowed: bool
                    if unknown else [])
 
 
+def _told(results: Iterable[CaseResult], total: int, seen: Sequence[str], say: Callable[[str], None] | None) -> Iterator[CaseResult]:
+    "The same results, those of training cases with a remark; a line for each when the next is asked for."
+    number = 0
+    for result in results:
+        number, case = number + 1, result.case.id
+        yield replace(result, notes=[*result.notes, _SEEN]) if case in seen else result
+        del result  # before the next is read
+        if say:
+            say(f'[{number}/{total}] {case}')
+
+
 _SEEN = 'the model was trained on this case: its scores say nothing about new patients'
 
 
@@ -355,6 +373,7 @@ def report_cohort(
     split: str | Path | None = None,  # split file of the model's run; None looks for it in the cohort
     allow_training: bool = False,  # report cases that the model was trained on as well
     attribute: bool = True,  # with a model: also which sequence drove which region
+    say: Callable[[str], None] | None = None,  # gets a line a case, when its page is written
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
     seen, unknown = _trained_on(pred, data, split, model)
@@ -363,6 +382,5 @@ def report_cohort(
         results = read_results(compare_with, data, pred_schema, ref_schema)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
-    results = (replace(r, notes=[*r.notes, _SEEN]) if r.case.id in seen else r
-               for r in read_results(pred, data, pred_schema, ref_schema, model, attribute))
-    return write_report(results, path, title, made, card=_cards(pred, model), other=other, warnings=warned)
+    results = read_results(pred, data, pred_schema, ref_schema, model, attribute)
+    return write_report(_told(results, len(find_labels(pred)), seen, say), path, title, made, card=_cards(pred, model), other=other, warnings=warned)

@@ -27,9 +27,9 @@ from .viz import Picture, show_maps
 from .windows import Windows, predict_probabilities
 
 # %% auto #0
-__all__ = ['CHANNELS', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt', 'QUBraTS',
-           'qu_brats', 'expected_dice', 'near_tumour', 'validation_case', 'calibrate_model', 'Assessment',
-           'assess_case', 'show_uncertainty']
+__all__ = ['CHANNELS', 'LESION_ML', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt',
+           'QUBraTS', 'qu_brats', 'expected_dice', 'near_tumour', 'validation_case', 'score_doubt', 'calibrate_model',
+           'Assessment', 'assess_case', 'show_uncertainty']
 
 # %% ../nbs/12_uncertainty.ipynb #9c714014
 def coin_entropy(
@@ -159,13 +159,20 @@ def qu_brats(
     return QUBraTS(thresholds, dice, ftp, ftn)
 
 # %% ../nbs/12_uncertainty.ipynb #7d06c959
+#: The smallest lesion that counts, mL.
+LESION_ML: float = 0.05
+
+
 def expected_dice(
     p: Tensor,  # probabilities of a region, (x, y, z)
     mask: Tensor,  # bool, same shape: the mask that is judged
-) -> float:  # in [0, 1]; NaN where there is neither a mask nor a probability
+    voxel_ml: float,  # volume of a voxel
+) -> float:  # in [0, 1]
     "Dice that the probabilities expect of a mask."
-    inside, everything, size = p[mask].sum().item(), p.sum().item(), int(mask.sum())
-    return 2 * inside / (size + everything) if size + everything > 0 else float('nan')
+    if not mask.any():
+        lesion = min(max(1, round(LESION_ML / voxel_ml)), p.numel())
+        return 1 - p.flatten().topk(lesion).values.mean().item()
+    return 2 * p[mask].sum().item() / (int(mask.sum()) + p.sum().item())
 
 # %% ../nbs/12_uncertainty.ipynb #5f53927e
 def near_tumour(
@@ -198,7 +205,8 @@ def validation_case(
     within = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, grid.spacing_mm)
     label = _label(model, p, seen)
     volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x)) for x in (label, case.label)]
-    return Validation(p, truth, brain, within, grid.voxel_ml, *volumes)
+    predicted = _masks(model, p, seen).numpy()
+    return Validation(p, predicted, truth, brain, within, grid.voxel_ml, *volumes)
 
 
 def _label(model: Model, regions: Tensor, seen: ModelCase) -> np.ndarray:
@@ -206,6 +214,33 @@ def _label(model: Model, regions: Tensor, seen: ModelCase) -> np.ndarray:
     rules = rules_of(model)
     masks = regions_to_native(regions, seen.record, rules.thresholds)
     return regions_to_labels(apply_rules(masks, rules, seen.record.native.voxel_ml))
+
+
+def _masks(model: Model, regions: Tensor, seen: ModelCase) -> Tensor:  # bool (3, x, y, z)
+    "Masks in model space, by the same rules."
+    rules, cuts = rules_of(model), torch.tensor(rules_of(model).thresholds).reshape(3, 1, 1, 1)
+    return torch.from_numpy(apply_rules((regions >= cuts).numpy(), rules, seen.record.model.voxel_ml))
+
+# %% ../nbs/12_uncertainty.ipynb #a88fcd60
+def score_doubt(
+    calibration: Calibration,  # of `calibrate`
+    cases: Sequence[Validation],  # the validation cases
+) -> Calibration:  # the same, with QU-BraTS scores and the expected Dice beside the Dice there is
+    "Score what a model says about itself."
+    found = np.array([_words_and_facts(case, calibration) for case in cases])  # case, region, what
+    qu, dice, expected = found.mean(0).T
+    error = np.abs(found[..., 1] - found[..., 2]).mean(0)
+    plain = (tuple(map(float, values)) for values in (qu, dice, expected, error))
+    return replace(calibration, **dict(zip(('qu_brats', 'dice', 'expected_dice', 'expected_dice_error'), plain)))
+
+
+def _words_and_facts(case: Validation, calibration: Calibration) -> list[tuple[float, float, float]]:
+    "QU-BraTS score, Dice and expected Dice of each region."
+    cooled, rows = calibration.apply(case.regions), []
+    for p, predicted, truth in zip(cooled, case.predicted, case.truth):
+        qu = qu_brats(predicted, truth, 100 * coin_entropy(p).clamp(0, 1).numpy(), case.brain)
+        rows.append((qu.score, float(qu.dice[-1]), expected_dice(p, torch.from_numpy(predicted), case.voxel_ml)))
+    return rows
 
 # %% ../nbs/12_uncertainty.ipynb #c0e6c263
 def calibrate_model(
@@ -227,7 +262,7 @@ def calibrate_model(
         cases.append(validation_case(model, read_case(study), device))
         if say:
             say(f'[{len(cases)}/{len(studies)}] {study.id}')
-    calibration = calibrate(cases, alpha, len(model.networks), model.windows.flips)
+    calibration = score_doubt(calibrate(cases, alpha, len(model.networks), model.windows.flips), cases)
     store_calibration(paths[0], calibration)
     return calibration
 
@@ -240,7 +275,7 @@ class Assessment:
     model_case: ModelCase  # what the network saw, and the way back
     volumes_ml: dict[str, float]  # by region
     intervals_ml: dict[str, tuple[float, float]]  # by region; empty without a calibration
-    expected_dice: dict[str, float]  # by region; NaN where nothing was found or suspected
+    expected_dice: dict[str, float]  # by region
     calibration: Calibration | None
 
     def native_map(self, channel: str, part: str = 'total') -> np.ndarray:  # bits, float32 (X, Y, Z)
@@ -263,8 +298,8 @@ def assess_case(
     volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
     p = calibration.apply(doubt.raw) if calibration else doubt.raw
     intervals = calibration.intervals_ml(volumes, p, seen.record.model.voxel_ml) if calibration else {}
-    cuts = rules_of(model).thresholds
-    dice = {r: expected_dice(p[i], doubt.raw[i] >= cuts[i]) for i, r in enumerate(REGIONS)}
+    masks = _masks(model, doubt.raw, seen)
+    dice = {r: expected_dice(p[i], masks[i] & (volumes[r] > 0), seen.record.model.voxel_ml) for i, r in enumerate(REGIONS)}
     return Assessment(label, doubt, seen, volumes, intervals, dice, calibration)
 
 # %% ../nbs/12_uncertainty.ipynb #ba01ad16

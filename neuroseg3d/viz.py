@@ -314,7 +314,7 @@ _WIDTH = {'WT': 1.3, 'TC': 2.2, 'ET': 1.0}  # where the borders of TC and ET coi
 
 
 def _overlay(ax: Axes, view: View, label: np.ndarray, panel: Panel, style: str, regions: Sequence[str],
-             alpha: float = 0.5) -> None:
+             alpha: float = 0.5, rim: bool = False) -> None:
     "Regions of a label on a panel, as contours or as fills."
     section = cut(label, panel.plane, panel.index[PLANES[panel.plane].normal])
     for region in REGIONS:
@@ -326,7 +326,7 @@ def _overlay(ax: Axes, view: View, label: np.ndarray, panel: Panel, style: str, 
             mask = mask & ~np.isin(section, [i for r in inner for i in REGIONS[r]])
             _fill(ax, view, panel, mask, PALETTE[region], alpha)
         else:
-            _contour(ax, view, panel, mask, PALETTE[region], _WIDTH[region])
+            _contour(ax, view, panel, mask, PALETTE[region], _WIDTH[region], rim)
 
 
 def _fill(ax: Axes, view: View, panel: Panel, mask: np.ndarray, colour: str, alpha: float) -> None:
@@ -335,12 +335,14 @@ def _fill(ax: Axes, view: View, panel: Panel, mask: np.ndarray, colour: str, alp
               aspect='auto')
 
 
-def _contour(ax: Axes, view: View, panel: Panel, mask: np.ndarray, colour: str, width: float) -> None:
+def _contour(ax: Axes, view: View, panel: Panel, mask: np.ndarray, colour: str, width: float, rim: bool = False) -> None:
     p = PLANES[panel.plane]
     dx, dy = view.geometry.spacing_mm[p.across], view.geometry.spacing_mm[p.up]
     padded = np.pad(mask, 1).astype(np.float32)  # a mask that touches the edge is closed there
     x, y = (np.arange(padded.shape[1]) - 0.5) * dx, (np.arange(padded.shape[0]) - 0.5) * dy
-    ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
+    line = ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
+    if rim:  # over a map, whose colours may be those of the line
+        line.set_path_effects([withStroke(linewidth=width + 1.6, foreground='black')])
 
 
 def _legend(layers: list, regions: Sequence[str], with_reference: bool) -> list:
@@ -525,7 +527,7 @@ def show_maps(
         _colour(ax, view, values, panel, scale)
         if outline is not None:
             named = panel.caption.split()[0].rstrip(':')
-            _overlay(ax, view, outline, panel, 'contour', [named] if named in regions else regions)
+            _overlay(ax, view, outline, panel, 'contour', [named] if named in regions else regions, rim=True)
     _colour_bar(figure, scale)
     _foot(figure, axes[0], _legend([] if label is None else [(outline, 'contour')], regions, False), f'{case.id}, {modality}')
     return figure
@@ -773,9 +775,10 @@ def embed(
     figure: Picture,  # any figure of this notebook
     alt: str,  # what it shows, for those who cannot see it
     quality: int = 86,  # of WebP, 1..100
+    dpi: float | None = None,  # dots per inch; None: the figure's own
 ) -> str:  # an <img> that holds its own bytes
     "A figure as HTML, a fifth of the size of its PNG."
-    image = Image.open(io.BytesIO(figure.png()))
+    image = Image.open(io.BytesIO(figure.png(dpi)))
     buffer = io.BytesIO()
     image.save(buffer, 'WEBP', quality=quality, method=3)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -843,7 +846,7 @@ section{scroll-margin-top:28px}.small{font-size:13px;margin-top:10px}
 .cards{display:grid;grid-template-columns:1fr 1fr;gap:20px 28px}.cards figure{margin:0}
 .pair{display:grid;grid-template-columns:minmax(0,1.05fr) minmax(0,1fr);gap:36px;align-items:start}
 .pair>div{padding-top:22px}
-.mesh .plot{height:420px;border:1px solid var(--line);border-radius:8px;background:var(--card);display:grid;place-items:center;overflow:hidden}
+.mesh .plot{min-height:520px;border:1px solid var(--line);border-radius:8px;background:var(--card);display:grid;place-items:center;overflow:hidden}
 .mesh .plot>div{width:100%}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:5px 18px;font-size:14px;margin:26px 0 0}dt{color:var(--quiet)}
 dd{margin:0;overflow-wrap:anywhere}

@@ -50,12 +50,15 @@ LOOK_CASE = """(async () => {
   place.scrollIntoView({behavior: 'instant'});
   const drawn = await wait(() => place.querySelector('canvas') && plot()._fullLayout.scene);
   const traces = plot().data.length, button = [...place.querySelectorAll('.updatemenu-button')].find(b => b.textContent.includes('signed'));
-  button.dispatchEvent(new MouseEvent('click', {bubbles: true}));
+  place.scrollIntoView({behavior: 'instant', block: 'center'});
+  const box = button.getBoundingClientRect(), hit = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
+  const reached = Boolean(hit && button.contains(hit));  // a button that is cut off cannot be clicked
+  if (reached) hit.dispatchEvent(new MouseEvent('click', {bubbles: true}));
   const painted = await wait(() => plot().data[0].intensity && plot().data[0].intensity.length === plot()._fullData[0].x.length);
   window.scrollTo({top: 0, behavior: 'instant'});
   const given_back = await wait(() => !place.querySelector('canvas'));
   const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  return {drawn, traces, painted, given_back, wide};
+  return {drawn, traces, reached, painted, given_back, wide};
 })()"""
 
 LOOK_COHORT = """(async () => {
@@ -92,7 +95,7 @@ def test_opens_in_a_browser(written):
                 assert seen[name]['wide'] <= 0 and browser.evaluate('getComputedStyle(document.body).backgroundColor') == colour
             case, cohort = seen['case'], seen['cohort']
             assert case['drawn'] and case['traces'] == 8  # three regions, three references, brain, letters
-            assert case['painted'] and case['given_back']  # a mesh far away gives its WebGL context back
+            assert case['reached'] and case['painted'] and case['given_back']  # a mesh far away gives its WebGL context back
             assert cohort['order'] == ['case <0>', 'case <0>', 'case <3>']  # worst first, by rising Dice, by falling Dice
             assert cohort['named'] == ['case <3>'] and cohort['high'] == 1 and cohort['low'] == 3 and cohort['count'] == '3 of 4'
 
