@@ -126,6 +126,16 @@ def test_a_kill_between_a_save_and_its_row_in_the_log(runs):
     check_ends_alike(runs, 'unlogged')
 
 
+def test_the_gradient_scaler_goes_on_too(runs):
+    assert runs('scaled', scaler=True) == 0, runs.log('scaled')
+    assert runs('scaled2', scaler=True, at='step', n=6) == -signal.SIGKILL
+    assert runs('scaled2', scaler=True) == 0, runs.log('scaled2')
+    whole, ours = (load_checkpoint(runs.checkpoints(n) / 'last.ckpt') for n in ('scaled', 'scaled2'))
+    assert whole['MixedPrecision']['scale'] > 256  # it has grown on the way
+    for part in ('state_dict', 'optimizer_states', 'MixedPrecision'):
+        same(ours[part], whole[part], part)
+
+
 @pytest.mark.parametrize('signum, place, n, saved', [(signal.SIGTERM, 'step', 5, 5), (signal.SIGINT, 'validation', 3, 8)])
 def test_a_signal_ends_the_run_at_the_next_step_boundary(runs, signum, place, n, saved):
     name = f'{place}{signum}'
