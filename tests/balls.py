@@ -11,29 +11,29 @@ import numpy as np
 SHAPE, SPACING_MM = (26, 31, 23), 6.0
 
 
-def ball_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def ball_case(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
     "Image (x, y, z, 4) and label (x, y, z): a brain, in it edema, in that a core, in that what enhances."
     rng = np.random.default_rng(seed)
-    grid = np.moveaxis(np.indices(SHAPE), 0, -1) - np.array(SHAPE) / 2
-    brain = ((grid / (np.array(SHAPE) / 2 - 2)) ** 2).sum(-1) < 1
+    grid = np.moveaxis(np.indices(shape), 0, -1) - np.array(shape) / 2
+    brain = ((grid / (np.array(shape) / 2 - 2)) ** 2).sum(-1) < 1
     from_tumour = np.linalg.norm(grid - rng.uniform(-4, 4, 3), axis=-1)
-    label = np.zeros(SHAPE, np.uint8)
+    label = np.zeros(shape, np.uint8)
     for value, radius in zip((1, 2, 3), rng.uniform(0.85, 1.15) * np.array([6.5, 4.5, 2.8])):
         label[brain & (from_tumour < radius)] = value
     means = np.array([[100, 100, 100, 100], [190, 90, 95, 180], [170, 70, 80, 170], [160, 110, 200, 140]])[label]
-    image = np.where(brain[..., None], means + rng.normal(0, 12, (*SHAPE, 4)), 0).clip(0)
+    image = np.where(brain[..., None], means + rng.normal(0, 12, (*shape, 4)), 0).clip(0)
     return image.astype(np.float32), label
 
 
-def ball_cohort(folder: Path, n: int, n_test: int = 0) -> Path:
+def ball_cohort(folder: Path, n: int, n_test: int = 0, shape: tuple[int, int, int] = SHAPE, spacing_mm: float = SPACING_MM) -> Path:
     "Write cases for training and for test."
-    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine = np.diag([spacing_mm] * 3 + [1.0])
     names = {part: [f'BALL_{part}{i:02}' for i in range(count)] for part, count in (('Tr', n), ('Ts', n_test))}
     for part, some in names.items():
         for kind in ('images', 'labels'):
             (folder / f'{kind}{part}').mkdir(parents=True)
         for name in some:
-            image, label = ball_case(crc32(name.encode()))
+            image, label = ball_case(crc32(name.encode()), shape)
             nib.save(nib.Nifti1Image(image, affine), folder / f'images{part}' / f'{name}.nii.gz')
             nib.save(nib.Nifti1Image(label, affine), folder / f'labels{part}' / f'{name}.nii.gz')
     about = {'name': 'BALLS', 'tensorImageSize': '4D', 'modality': {'0': 'FLAIR', '1': 'T1w', '2': 't1gd', '3': 'T2w'},

@@ -1,7 +1,6 @@
 "Patches are a function of seed and step: not of workers, threads, cache, resumption or the number of processes."
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from balls import ball_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,27 +24,14 @@ STRONG = Augment(rotation_p=0.5, scaling_p=0.5, noise_p=0.5, blur_p=0.5, brightn
                  low_resolution_p=0.5, gamma_p=0.5, gamma_inverted_p=0.5, modality_dropout_p=0.3)
 
 
-def write_cohort(folder, ids, shape=(48, 56, 44)):
-    for part in ('imagesTr', 'labelsTr'):
-        (folder / part).mkdir(parents=True)
-    for n, name in enumerate(ids):
-        rng = np.random.default_rng(n)
-        place = np.indices(shape) - np.reshape(np.array(shape) / 2, (3, 1, 1, 1))
-        brain = ((place / np.reshape(np.array(shape) * 0.42, (3, 1, 1, 1))) ** 2).sum(0) < 1
-        away = np.sqrt(((place - rng.uniform(-6, 6, (3, 1, 1, 1))) ** 2).sum(0))
-        label = np.select([away < 2, away < 4, away < 8], [3, 2, 1], 0) * brain
-        image = (100 + 10 * rng.normal(size=(4, *shape)) + 30 * label) * brain
-        nib.save(nib.Nifti1Image(np.moveaxis(image, 0, -1).astype(np.float32), np.eye(4)), folder / f'imagesTr/{name}.nii.gz')
-        nib.save(nib.Nifti1Image(label.astype(np.uint8), np.eye(4)), folder / f'labelsTr/{name}.nii.gz')
-    dataset = {'modality': {str(i): m for i, m in enumerate(MODALITIES)}, 'name': 'BRATS',
-               'labels': {'0': 'background', '1': 'edema', '2': 'non-enhancing tumor', '3': 'enhancing tumour'}}
-    (folder / 'dataset.json').write_text(json.dumps(dataset))
-    return folder
+def write_cohort(folder, n):
+    "Cases of a size from which patches of the usual sizes can be cut."
+    return ball_cohort(folder, n, shape=(48, 56, 44), spacing_mm=1.0)
 
 
 @pytest.fixture(scope='module')
 def cohort(tmp_path_factory):
-    return write_cohort(tmp_path_factory.mktemp('cohort') / 'toy', [f'TOY_{i}' for i in range(6)])
+    return write_cohort(tmp_path_factory.mktemp('cohort') / 'balls', 6)
 
 
 @pytest.fixture(scope='module')
@@ -170,7 +157,7 @@ def test_no_patient_is_in_two_folds(tmp_path_factory, n, visits, folds, seed):
 def test_module_refuses_what_it_cannot_train_on(cohort, tmp_path):
     with pytest.raises(InputError, match='data.download'):
         SegmentationData(Data(root=str(tmp_path / 'nowhere'))).prepare_data()
-    bare = write_cohort(tmp_path / 'bare', ['A_1', 'A_2'])
+    bare = write_cohort(tmp_path / 'bare', 2)
     for file in (bare / 'labelsTr').iterdir():
         file.unlink()
     with pytest.raises(InputError, match='has a label map|no label'):
@@ -178,20 +165,20 @@ def test_module_refuses_what_it_cannot_train_on(cohort, tmp_path):
 
 
 def test_module_notices_a_changed_cohort(tmp_path):
-    root = write_cohort(tmp_path / 'toy', [f'A_{i}' for i in range(4)])
+    root = write_cohort(tmp_path / 'balls', 4)
     config = Data(root=str(root), n_folds=2, cache_dir=str(tmp_path / 'cache'), cache='disk', patch_size=(16, 16, 16))
     module = SegmentationData(config, progress=False)
     module.prepare_data()
     module.setup()
-    label = root / 'labelsTr' / 'A_0.nii.gz'
+    label = root / 'labelsTr' / 'BALL_Tr00.nii.gz'
     image = nib.load(label)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine), label)
-    with pytest.raises(InputError, match='A_0.nii.gz is not the file that was split'):
+    with pytest.raises(InputError, match='BALL_Tr00.nii.gz is not the file that was split'):
         SegmentationData(config, progress=False).setup()
 
 
 def test_a_missing_split_is_dealt_again_alike(tmp_path):
-    root = write_cohort(tmp_path / 'toy', [f'A_{i}' for i in range(5)])
+    root = write_cohort(tmp_path / 'balls', 5)
     config = Data(root=str(root), n_folds=2, cache_dir=str(tmp_path / 'cache'), cache='ram')
     first = SegmentationData(config, progress=False)
     first.setup()
