@@ -387,6 +387,7 @@ def main() -> None:
     parser.add_argument('--label', help="the expert's label map, for --agreement")
     parser.add_argument('--output_dir', required=True)
     parser.add_argument('--pairs', type=int, default=5)
+    parser.add_argument('--spaces', nargs='+', default=['own', '1 mm'], choices=['own', '1 mm'], help='model spaces to measure the pairs in')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--steps', action='store_true', help='measure what each measure brings, once each, in place of the pairs')
     parser.add_argument('--agreement', action='store_true', help='find what moves the answer, in place of the pairs')
@@ -409,7 +410,7 @@ def main() -> None:
     else:
         content['about'] = {'case': Path(args.input_image[0]).name, 'model': model_of(args.ckpt_path), 'threads': args.threads,
                             'pairs': args.pairs}
-        content['spaces'] = {name_of(s): measure_pairs(args, s) for s in (None, 1.0)}
+        content['spaces'] = content.get('spaces', {}) | {name_of(s): measure_pairs(args, s) for s in (None, 1.0) if name_of(s) in args.spaces}
         content['load_average_at_the_end'] = os.getloadavg()
     write(content)
 

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from io import StringIO
 from itertools import combinations, product
 from pathlib import Path
 
@@ -328,3 +331,35 @@ def test_ensembles_and_flips_average_probabilities(phantom):
     inside = p[p > 0]
     mean = (torch.tensor([-1.0, 8.0]).sigmoid()).mean()
     assert torch.allclose(inside, mean.expand_as(inside), atol=1e-5) and abs(mean - torch.tensor(3.5).sigmoid()) > 0.1
+
+
+def test_a_segmentation_imports_nothing_heavy_that_it_does_not_need(phantom, tmp_path):
+    "With the starter model, whose rules drop small parts."
+    nib.save(stored(phantom), tmp_path / 'a.nii.gz')
+    code = f"""
+import sys
+from neuroseg3d.cli import main
+sys.argv = ['neuroseg3d', 'infer', '--input_image', {str(tmp_path / 'a.nii.gz')!r}, '--output_dir', {str(tmp_path / 'out')!r}, '--save_probabilities']
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {{'monai', 'pytorch_lightning', 'matplotlib', 'plotly', 'pandas', 'scipy.ndimage', 'scipy.optimize', 'skimage', 'sklearn'}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'about' in done.stdout and 'window(s)' in done.stdout and (tmp_path / 'out' / 'a.nii.gz').is_file()
+
+
+def test_a_cohort_has_a_bar_with_the_time_left_where_someone_watches(monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    from neuroseg3d.cli import _case_bar
+    for screen in (Terminal(), StringIO()):
+        monkeypatch.setattr(sys, 'stderr', screen)
+        with _case_bar(3, True) as report:
+            report('[1/3] a: WT 1.0 mL')
+        assert ('1/3 [00:00<' in screen.getvalue()) == screen.isatty()  # cases, time so far < time left
