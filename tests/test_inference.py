@@ -362,4 +362,5 @@ def test_a_cohort_has_a_bar_with_the_time_left_where_someone_watches(monkeypatch
         monkeypatch.setattr(sys, 'stderr', screen)
         with _case_bar(3, True) as report:
             report('[1/3] a: WT 1.0 mL')
+            report('[2/3] b: WT 1.0 mL')
         assert ('1/3 [00:00<' in screen.getvalue()) == screen.isatty()  # cases, time so far < time left
