@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from neuroseg3d.viz import Picture
 
 # %% auto #0
-__all__ = ['SCALE_FLOOR_ML', 'Reliability', 'reliability', 'apply_temperature', 'fit_temperature', 'show_reliability',
-           'doubtful_ml', 'conformal_quantile', 'volume_interval', 'Calibration', 'Validation', 'calibrate',
-           'volume_scores', 'store_calibration', 'stored_calibration']
+__all__ = ['SCALE_FLOOR_ML', 'LESION_ML', 'Reliability', 'reliability', 'apply_temperature', 'fit_temperature',
+           'show_reliability', 'doubtful_ml', 'conformal_quantile', 'volume_interval', 'lesion_probability',
+           'Calibration', 'Validation', 'calibrate', 'volume_scores', 'store_calibration', 'stored_calibration']
 
 # %% ../nbs/10b_calibration.ipynb #f6baace6
 @dataclass(frozen=True)
@@ -136,6 +136,19 @@ def volume_interval(
     half = quantile * (doubt_ml + SCALE_FLOOR_ML)
     return max(0.0, volume_ml - half), volume_ml + half
 
+# %% ../nbs/10b_calibration.ipynb #927e8069
+#: The smallest lesion that counts, mL.
+LESION_ML: float = 0.05
+
+
+def lesion_probability(
+    p: Tensor,  # probabilities of a region, (x, y, z)
+    voxel_ml: float,  # volume of a voxel
+) -> float:  # in [0, 1]
+    "Mean probability of the likeliest voxels, as many as the smallest lesion has."
+    count = min(max(1, round(LESION_ML / voxel_ml)), p.numel())
+    return p.flatten().topk(count).values.mean().item()
+
 # %% ../nbs/10b_calibration.ipynb #934c7a58
 @dataclass(frozen=True)
 class Calibration:
@@ -150,6 +163,7 @@ class Calibration:
     ace_after: tuple[float, float, float] = (float('nan'),) * 3  # with the temperature
     members: int = 1  # networks of the ensemble it holds for
     flips: tuple[str, ...] = ('none',)  # mirrored copies it holds for
+    presence: tuple[float, float, float] = (1.0,) * 3  # of what is not found: how often it is there, in units of what its likeliest voxels say
     qu_brats: tuple[float, ...] = ()  # mean QU-BraTS score of the entropy, with the temperature; empty where nobody scored it
     dice: tuple[float, ...] = ()  # mean Dice
     expected_dice: tuple[float, ...] = ()  # mean Dice that the model expected
@@ -216,9 +230,10 @@ def calibrate(
         found = [reliability(q, truth, adaptive=a) for a in (False, True) for q in (p, cooled)]
         errors.append([f.error for f in found])
         curves[region] = [[np.round(c, 5).tolist() for c in (f.confidence, f.frequency, f.count)] for f in found[:2]]
+    presence = tuple(_presence(cases, channel, temperature) for channel in range(len(REGIONS)))
     scores = zip(*[volume_scores(c, temperature) for c in cases])
     quantile = tuple(conformal_quantile(s, alpha) for s in scores)
-    return Calibration(tuple(temperature), quantile, alpha, len(cases), *zip(*errors), members, tuple(flips), curves=curves)
+    return Calibration(tuple(temperature), quantile, alpha, len(cases), *zip(*errors), members, tuple(flips), presence, curves=curves)
 
 
 def _pool(cases: Sequence[Validation], mask: str, channel: int, sample: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,6 +245,13 @@ def _pool(cases: Sequence[Validation], mask: str, channel: int, sample: int) -> 
         step = max(1, -(-pair[0].size // sample))
         pooled.append([a[::step] for a in pair])
     return tuple(np.concatenate(x) for x in zip(*pooled))
+
+
+def _presence(cases: Sequence[Validation], channel: int, temperature: Sequence[float]) -> float:
+    "How often a region that is not found is there, of what its likeliest voxels say: with one case more of each, at most 1."
+    empty = [c for c in cases if not c.predicted[channel].any()]
+    said = sum(lesion_probability(apply_temperature(c.regions, temperature)[channel], c.voxel_ml) for c in empty)
+    return min(1.0, (sum(c.true_ml[channel] > 0 for c in empty) + 1) / (said + 1))
 
 
 def volume_scores(

@@ -34,8 +34,8 @@ from .figures import show_confusion, show_lesions
 from .infer import rules_of
 from .metrics import normalise_confusion, voxel_confusion
 from .uncertainty import qu_brats, show_uncertainty
-from .viz import (ENTROPY, PALETTE, Picture, embed, error_paint, mesh_figure, page_head, page_tail, show_distances, show_errors,
-                            show_planes)
+from .viz import (ENTROPY, PALETTE, Picture, embed, error_paint, largest_slices, mesh_figure, page_head, page_tail,
+                            show_distances, show_errors, show_planes)
 from .xai import Shapley
 
 # %% auto #0
@@ -276,10 +276,13 @@ def _doubt(result: CaseResult, options: ReportOptions) -> str:
     size = dict(modality=options.modality, width_in=options.width_in, dpi=options.dpi)
     html = _figure(show_uncertainty(result.case, dict(result.entropy), result.prediction, **size), f'{result.case.id}: entropy',
                    'Entropy of each region: 0 bits where the model is sure, 1 where it guesses. Each map in the slice that holds most.')
-    if result.parts:
-        html += _figure(show_uncertainty(result.case, dict(result.parts), result.prediction, **size), f'{result.case.id}: parts of entropy',
+    if result.parts:  # what members disagree about is far less than a bit
+        parts = {f'{t} \N{MULTIPLICATION SIGN} 4' if t.startswith('epistemic') else t: 4 * b if t.startswith('epistemic') else b
+                 for t, b in result.parts.items()}
+        place = largest_slices(next(iter(result.parts.values())) > 0.2)
+        html += _figure(show_uncertainty(result.case, parts, result.prediction, at=place, **size), f'{result.case.id}: parts of entropy',
                         'Entropy of WT in two parts: what is ambiguous in the image (aleatoric), and what the members disagree about '
-                        '(epistemic).')
+                        '(epistemic, four times its value), in the slice where most is in doubt.')
     return html + _qu_brats(result) + ('<p class="quiet small">Entropy knows only what the networks saw in training: elsewhere they may be sure and '
                    'wrong.</p>')
 
@@ -384,7 +387,7 @@ class ModelCard:
         facts['calibrated on'] = f'{c.n_cases} validation cases'
         facts['volume intervals'] = (f'split-conformal, {100 * (1 - c.alpha):.0f} %' if all(math.isfinite(q) for q in c.quantile) else
                                      f'none: {c.n_cases} validation cases are too few for {100 * (1 - c.alpha):.0f} %')
-        diagrams = {r: c.diagram(r) for r in c.curves}
+        diagrams = {r: c.diagram(r) for r in REGIONS if r in c.curves}
         figure = _figure(show_reliability(diagrams, 'Reliability on validation cases'), 'Reliability diagrams',
                          'Near the tumour, with the temperature: what the model says against what is.', True) if diagrams else ''
         return _terms(facts) + _calibration_table(c) + figure + _INTENDED

@@ -275,7 +275,8 @@ def _calibrate(args, overrides) -> int:
     found = calibrate_model(args.ckpt_path, args.data, args.split, args.alpha, flips, args.device, say=print)
     for n, region in enumerate(REGIONS):
         print(f'{region}: temperature {found.temperature[n]:.2f}, calibration error {found.ece_before[n]:.4f} -> {found.ece_after[n]:.4f}, '
-              f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}')
+              f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}; QU-BraTS {found.qu_brats[n]:.3f}; '
+              f'Dice {found.dice[n]:.3f}, expected {found.expected_dice[n]:.3f}')
     if found.quantile[0] == float('inf'):
         print(f'{found.n_cases} validation cases are too few for {1 - args.alpha:.0%} volume intervals: there will be none')
     print(f'stored in {args.ckpt_path[0]}')

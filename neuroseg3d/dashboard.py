@@ -19,21 +19,25 @@ import ipywidgets as w
 import nibabel as nib
 import numpy as np
 import plotly.graph_objects as go
+import torch
 import traitlets
 from anywidget import AnyWidget
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from .casepage import CaseResult, write_case
+from .calibration import Calibration
+from .casepage import CaseResult, ModelCard, write_case
 from .checkpoint import Model, load_model
-from .core import REGION_NAMES, REGIONS, Case, InputError
+from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
 from .infer import Prediction, predict_case, trained_on
 from .metrics import overlap, score_case
 from .models import resolve_model
 from .nifti import find_cases, read_case, read_label
+from .report import read_results
 from .transforms import to_native
+from .uncertainty import expected_dices
 from .viz import (ENTROPY, ERRORS, PALETTE, PLANES, View, cut, error_map, error_paint, largest_slices, make_view,
                             mesh_figure)
 
@@ -73,6 +77,8 @@ class Scene:
     prediction: np.ndarray | None = None  # canonical ids (X, Y, Z), the case's own grid
     entropy: np.ndarray | None = None  # bits, (3, X, Y, Z) for WT, TC, ET, the case's own grid
     remark: str = ''  # on what its scores are worth
+    facts: dict = field(default_factory=dict, repr=False)  # more for its report: intervals, expected Dice
+    card: ModelCard | None = field(default=None, repr=False)  # of the model
     _grey: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -101,7 +107,8 @@ class Scene:
         "Entropy, ready to be cut."
         if self.entropy is None:
             return None
-        return np.stack([np.clip(self.view.turn(e) * 255, 0, 255).astype(np.uint8, order='C') for e in self.entropy])
+        brain = self.view.turn(self.case.brain)  # a model is asked about nothing else
+        return np.stack([np.clip(self.view.turn(e) * brain * 255, 0, 255).astype(np.uint8, order='C') for e in self.entropy])
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -433,6 +440,11 @@ class Cohort:
             raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
         return Scene(case, label, self._stored_entropy(name, case), self.remark(name) if case.label is not None else '')
 
+    def result(self, name: str) -> tuple[CaseResult, ModelCard | None]:
+        "A stored prediction as the report has it, and the card of the model that the manifest names."
+        (result,), entry = read_results(self.predictions[name].path, self.data, self.pred_schema, self.ref_schema), self.manifest.get(name, {})
+        return result, ModelCard.of_manifest(entry['model']) if 'model' in entry else None
+
     def remark(self, name: str, model: Model | None = None) -> str:
         "Whether the case was trained on by the model given, or by the one that the manifest beside the predictions names."
         image = LabelFile(next(iter(self.studies[name].images.values())))
@@ -460,10 +472,13 @@ def with_prediction(
     case: Case,  # that was segmented
     prediction: Prediction,  # of `predict_case`
     remark: str = '',  # on what its scores are worth
+    model: Model | None = None,  # that said it
 ) -> Scene:
     "A scene with what a model has just said, and how sure it was."
-    probabilities = to_native(prediction.probabilities, prediction.model_case.record).numpy()
-    return Scene(case, prediction.label, entropy_bits(probabilities), remark)
+    probabilities = to_native(prediction.probabilities, prediction.model_case.record)
+    masks, presence = torch.from_numpy(labels_to_regions(prediction.label)), (prediction.calibration or Calibration()).presence
+    facts = {'intervals_ml': prediction.intervals_ml, 'expected_dice': expected_dices(probabilities, masks, case.geometry.voxel_ml, presence)}
+    return Scene(case, prediction.label, entropy_bits(probabilities.numpy()), remark, facts, ModelCard.of(model) if model else None)
 
 # %% ../nbs/15_dashboard.ipynb #98ea90d7
 _WIDE = w.Layout(width='100%')
@@ -698,10 +713,15 @@ class Dashboard:
         case, prediction = self.scene.case, self.scene.prediction
         if prediction is None:
             raise InputError(f'case {case.id} has no prediction to report; segment it first')
-        rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=case.id) if case.label is not None else []
-        entropy = {} if self.scene.entropy is None else dict(zip(REGIONS, self.scene.entropy))
-        notes = [self.scene.remark.rstrip('.')] if self.scene.remark else []
-        return write_case(CaseResult(case, prediction, rows, notes=notes, entropy=entropy), self.output_dir / f'{case.id}.html')
+        result, card = self._segmented() if case.id in self.results else self.cohort.result(case.id)
+        notes = [*result.notes, *([self.scene.remark.rstrip('.')] if self.scene.remark else [])]
+        return write_case(replace(result, notes=notes), self.output_dir / f'{case.id}.html', card, {'made with': 'the dashboard'})
+
+    def _segmented(self) -> tuple[CaseResult, ModelCard | None]:
+        "What was segmented here, for its report."
+        scene, case = self.scene, self.scene.case
+        rows = score_case(scene.prediction, case.label, case.geometry.spacing_mm, case=case.id) if case.label is not None else []
+        return CaseResult(case, scene.prediction, rows, entropy=dict(zip(REGIONS, scene.entropy)), **scene.facts), scene.card
 
     def segment(self) -> None:
         "Segment the case that is shown, in a thread of its own."
@@ -719,7 +739,7 @@ class Dashboard:
         try:
             model = load_model(resolve_model(self.controls['checkpoint'].value.strip() or 'starter'))
             remark = self.cohort.remark(case.id, model) if case.label is not None else ''
-            scene = with_prediction(case, predict_case(model, case, self.device, progress=advance), remark)
+            scene = with_prediction(case, predict_case(model, case, self.device, progress=advance), remark, model)
             self.results[case.id] = scene
             if self.scene.case.id == case.id:
                 self.show(scene, keep_place=True)

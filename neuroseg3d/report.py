@@ -26,7 +26,7 @@ from .figures import show_bland_altman, show_scores, show_volumes, worst_first
 from .metrics import overlap, score_case, summarise, voxel_confusion
 from .infer import trained_on
 from .nifti import Study, find_cases, read_case, read_label
-from .uncertainty import assess_case, coin_entropy, expected_dice
+from .uncertainty import assess_case, coin_entropy, expected_dices
 from .viz import page_head, page_tail, show_planes
 from .xai import shapley_values
 
@@ -264,7 +264,8 @@ def read_results(
                          f'it has {", ".join(sorted(studies)[:3])} and so on')
     manifest = read_manifest(pred)
     for name, file in sorted(predictions.items()):  # nothing here holds on to a case while the next one is read
-        yield _with_more(_read_result(studies[name], file, manifest.get(name, {}), pred_schema, ref_schema), file.path, model, attribute)
+        entry = manifest.get(name, {})
+        yield _with_more(_read_result(studies[name], file, entry, pred_schema, ref_schema), file.path, entry, model, attribute)
 
 
 def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
@@ -277,8 +278,9 @@ def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str
     return CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
 
 
-def _with_more(result: CaseResult, path: Path, model: Model | None, attribute: bool) -> CaseResult:
-    return _with_model(result, model, attribute) if model else _with_files(result, path)
+def _with_more(result: CaseResult, path: Path, entry: Mapping, model: Model | None, attribute: bool) -> CaseResult:
+    learnt = entry.get('model', {}).get('calibration') or {}
+    return _with_model(result, model, attribute) if model else _with_files(result, path, learnt.get('presence', (1.0, 1.0, 1.0)))
 
 
 def _made(entry: Mapping) -> dict:
@@ -287,7 +289,7 @@ def _made(entry: Mapping) -> dict:
     return {name: ', '.join(f'{k} {v}' for k, v in entry[key].items()) for key, name in names.items() if key in entry}
 
 
-def _with_files(result: CaseResult, path: Path) -> CaseResult:
+def _with_files(result: CaseResult, path: Path, presence: Sequence[float]) -> CaseResult:
     "A result with what lies beside its label map: probabilities, or at least the mean entropy."
     places = [path.parent / kind / path.name for kind in ('probabilities', 'entropy')]
     if places[0].is_file():
@@ -295,7 +297,7 @@ def _with_files(result: CaseResult, path: Path) -> CaseResult:
         if p.shape[1:] != result.prediction.shape:
             raise InputError(f'{places[0]}: found shape {tuple(p.shape[1:])}, expected {result.prediction.shape}')
         masks = torch.from_numpy(labels_to_regions(result.prediction))
-        dice = {r: expected_dice(p[i], masks[i], result.case.geometry.voxel_ml) for i, r in enumerate(REGIONS)}
+        dice = expected_dices(p, masks, result.case.geometry.voxel_ml, presence)
         return replace(result, entropy={r: coin_entropy(p[i]).numpy() for i, r in enumerate(REGIONS)}, expected_dice=dice)
     if places[1].is_file():
         return replace(result, entropy={'mean of WT, TC, ET': np.asarray(nib.load(places[1]).dataobj, np.float32)})

@@ -14,8 +14,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from .calibration import Calibration, Validation, apply_temperature, calibrate, stored_calibration, store_calibration
-from .checkpoint import Model, load_model
+from .calibration import (Calibration, Validation, apply_temperature, calibrate, lesion_probability, stored_calibration,
+                                    store_calibration)
+from .checkpoint import Model, find_model, load_model
 from .core import REGIONS, Case, InputError, Label, labels_to_regions, regions_to_labels
 from .evaluate import studies_not_trained_on
 from .infer import choose_device, rules_of
@@ -27,9 +28,9 @@ from .viz import Picture, show_maps
 from .windows import Windows, predict_probabilities
 
 # %% auto #0
-__all__ = ['CHANNELS', 'LESION_ML', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt',
-           'QUBraTS', 'qu_brats', 'expected_dice', 'near_tumour', 'validation_case', 'score_doubt', 'calibrate_model',
-           'Assessment', 'assess_case', 'show_uncertainty']
+__all__ = ['CHANNELS', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt', 'QUBraTS',
+           'qu_brats', 'expected_dice', 'near_tumour', 'validation_case', 'score_doubt', 'calibrate_model',
+           'expected_dices', 'Assessment', 'assess_case', 'show_uncertainty']
 
 # %% ../nbs/12_uncertainty.ipynb #9c714014
 def coin_entropy(
@@ -159,19 +160,15 @@ def qu_brats(
     return QUBraTS(thresholds, dice, ftp, ftn)
 
 # %% ../nbs/12_uncertainty.ipynb #7d06c959
-#: The smallest lesion that counts, mL.
-LESION_ML: float = 0.05
-
-
 def expected_dice(
     p: Tensor,  # probabilities of a region, (x, y, z)
     mask: Tensor,  # bool, same shape: the mask that is judged
     voxel_ml: float,  # volume of a voxel
+    presence: float = 1.0,  # of a calibration, for an empty mask
 ) -> float:  # in [0, 1]
     "Dice that the probabilities expect of a mask."
     if not mask.any():
-        lesion = min(max(1, round(LESION_ML / voxel_ml)), p.numel())
-        return 1 - p.flatten().topk(lesion).values.mean().item()
+        return 1 - presence * lesion_probability(p, voxel_ml)
     return 2 * p[mask].sum().item() / (int(mask.sum()) + p.sum().item())
 
 # %% ../nbs/12_uncertainty.ipynb #5f53927e
@@ -237,9 +234,9 @@ def score_doubt(
 def _words_and_facts(case: Validation, calibration: Calibration) -> list[tuple[float, float, float]]:
     "QU-BraTS score, Dice and expected Dice of each region."
     cooled, rows = calibration.apply(case.regions), []
-    for p, predicted, truth in zip(cooled, case.predicted, case.truth):
+    for p, predicted, truth, presence in zip(cooled, case.predicted, case.truth, calibration.presence):
         qu = qu_brats(predicted, truth, 100 * coin_entropy(p).clamp(0, 1).numpy(), case.brain)
-        rows.append((qu.score, float(qu.dice[-1]), expected_dice(p, torch.from_numpy(predicted), case.voxel_ml)))
+        rows.append((qu.score, float(qu.dice[-1]), expected_dice(p, torch.from_numpy(predicted), case.voxel_ml, presence)))
     return rows
 
 # %% ../nbs/12_uncertainty.ipynb #c0e6c263
@@ -253,7 +250,10 @@ def calibrate_model(
     say: Callable[[str], None] | None = None,  # gets a line a case
 ) -> Calibration:
     "Calibrate a model on the cases of a cohort that it was not trained on, and store that with it."
-    paths = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
+    paths = [find_model(p) for p in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
+    if paths[0].suffix != '.ckpt':
+        raise InputError(f'{paths[0]}: expected a checkpoint of `train`, as the calibration is stored in it; models that come with the package '
+                         'and exported ones stay as they are')
     model = load_model(paths)
     if flips is not None:
         model = replace(model, windows=replace(model.windows, flips=tuple(flips)))
@@ -267,6 +267,16 @@ def calibrate_model(
     return calibration
 
 # %% ../nbs/12_uncertainty.ipynb #1d605227
+def expected_dices(
+    regions: Tensor,  # (3, x, y, z): probabilities of WT, TC, ET
+    masks: Tensor,  # bool, same shape: the masks that are judged
+    voxel_ml: float,  # volume of a voxel
+    presence: Sequence[float] = (1.0, 1.0, 1.0),  # of a calibration
+) -> dict[str, float]:  # by region
+    "Dice that a model expects of each region."
+    return {r: expected_dice(p, mask, voxel_ml, share) for r, p, mask, share in zip(REGIONS, regions, masks, presence)}
+
+
 @dataclass
 class Assessment:
     "What a model says about a case, and how sure it is."
@@ -298,8 +308,8 @@ def assess_case(
     volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
     p = calibration.apply(doubt.raw) if calibration else doubt.raw
     intervals = calibration.intervals_ml(volumes, p, seen.record.model.voxel_ml) if calibration else {}
-    masks = _masks(model, doubt.raw, seen)
-    dice = {r: expected_dice(p[i], masks[i] & (volumes[r] > 0), seen.record.model.voxel_ml) for i, r in enumerate(REGIONS)}
+    found = torch.tensor([v > 0 for v in volumes.values()]).reshape(3, 1, 1, 1)
+    dice = expected_dices(p, _masks(model, doubt.raw, seen) & found, seen.record.model.voxel_ml, (calibration or Calibration()).presence)
     return Assessment(label, doubt, seen, volumes, intervals, dice, calibration)
 
 # %% ../nbs/12_uncertainty.ipynb #ba01ad16

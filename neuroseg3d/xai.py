@@ -37,6 +37,7 @@ from .core import LABEL_NAMES, MODALITIES, REGION_NAMES, REGIONS, Case, InputErr
 from .infer import choose_device, rules_of
 from .losses import get_targets, to_regions
 from .nifti import Study, find_study, label_header, read_case, save_atomically
+from .postprocess import apply_rules
 from .transforms import ModelCase, to_model_space, to_native
 from .viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, make_view, show_modalities, show_planes
 from .windows import Window, gaussian_weight, predict_probabilities, window_grid
@@ -168,10 +169,11 @@ def _predict(model: Model, image: Tensor, shown: Coalition, device: torch.device
     return to_regions(probabilities, model.targets).cpu()
 
 
-def _predicted_label(model: Model, regions: Tensor) -> np.ndarray:
-    "Label map in model space at the model's thresholds (size rules, which work on the native grid, are not applied)."
-    cuts = rules_of(model).thresholds
-    return regions_to_labels(np.stack([(p >= t).numpy() for p, t in zip(regions, cuts)]))
+def _predicted_label(model: Model, regions: Tensor, seen: ModelCase) -> np.ndarray:
+    "Label map in model space by the model's rules: what it drops is not explained."
+    rules = rules_of(model)
+    masks = np.stack([(p >= t).numpy() for p, t in zip(regions, rules.thresholds)])
+    return regions_to_labels(apply_rules(masks, rules, seen.record.model.voxel_ml))
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
@@ -226,7 +228,7 @@ def shapley_values(
     shares = None if region is None else torch.zeros_like(seen.image)
     for shown in distinct:
         p = _predict(model, seen.image, shown, chosen, step)
-        masks = _region_masks(model, p) if masks is None else masks
+        masks = _region_masks(model, p, seen) if masks is None else masks
         found[shown] = {r: _worth(p[i], masks.get(r), seen) for r, i in channels.items()}
         if shares is not None:
             for share, m in zip(shares, MODALITIES):
@@ -237,9 +239,9 @@ def shapley_values(
     return Shapley(seen.id, support, volume, dropout_chance(model), shares, region)
 
 # %% ../nbs/13_xai.ipynb #a345c306
-def _region_masks(model: Model, regions: Tensor) -> dict[str, Tensor]:
+def _region_masks(model: Model, regions: Tensor, seen: ModelCase) -> dict[str, Tensor]:
     "Predicted masks in model space, nested."
-    return _label_masks(torch.from_numpy(_predicted_label(model, regions)))
+    return _label_masks(torch.from_numpy(_predicted_label(model, regions, seen)))
 
 
 def _label_masks(label: Tensor) -> dict[str, Tensor]:
@@ -364,7 +366,7 @@ def ask(
     if region not in _region_channels(model):
         raise InputError(f'region: found {region!r}, expected one of {", ".join(_region_channels(model))}')
     regions = _predict(model, seen.image, frozenset(MODALITIES), chosen, lambda: None)
-    mask = _region_masks(model, regions)[region] if mask is None else mask.bool()
+    mask = _region_masks(model, regions, seen)[region] if mask is None else mask.bool()
     if mask.shape != seen.image.shape[1:]:
         raise InputError(f'mask has shape {tuple(mask.shape)}, expected {tuple(seen.image.shape[1:])} in model space')
     if not mask.any():
@@ -372,7 +374,7 @@ def ask(
                          'expected a region with at least one voxel')
     for network in model.networks:
         network.to(chosen).eval()
-    return Question(model, seen, region, mask, _predicted_label(model, regions), chosen)
+    return Question(model, seen, region, mask, _predicted_label(model, regions, seen), chosen)
 
 # %% ../nbs/13_xai.ipynb #87836b70
 @dataclass(frozen=True)

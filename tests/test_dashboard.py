@@ -190,7 +190,8 @@ def test_review_in_a_browser(address, work):
         hand.shot('5_segmented')
         hand.click(BUTTON.format('Save report'))
         hand.wait(STATUS.format('PHANTOM_002.html'), 60)
-        assert 'Research use only' in (work / 'out' / 'PHANTOM_002.html').read_text()
+        page = (work / 'out' / 'PHANTOM_002.html').read_text()
+        assert all(part in page for part in ('Research use only', 'id="model-card"', 'id="uncertainty"', 'id="mesh"'))
         errors = visit.errors + [describe(e) for e in browser.events if describe(e)]
     # what Voila itself asks for in vain: its icon font from a network, an extension of JupyterLab that is no widget
     own = ('fontawesome', 'ERR_NAME_NOT_RESOLVED', 'ERR_INTERNET_DISCONNECTED', 'jupyterlab-jupytext', 'favicon')
