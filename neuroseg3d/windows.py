@@ -311,11 +311,14 @@ def _probe_seconds(network: nn.Module, x: Tensor, config: Windows) -> float:
 
 
 def _activation_bytes(network: nn.Module, voxels: int, sixteen_bits: bool) -> float:
-    "Activations of the finest level of a `UNet`; of another network those of one tensor of 16 channels."
-    config = getattr(network, 'config', None)
+    "Activations of the finest level of a `UNet`, and what kernels copy of its weights; of another network those of one tensor of 16 channels."
+    config, size = getattr(network, 'config', None), 2 if sixteen_bits else 4
     filters = getattr(config, 'filters', (16,))[0]
     stem = prod(network.strides[0]) if config is not None else 1
-    return _LIVE_TENSORS * filters * voxels / stem * (2 if sixteen_bits else 4)
+    level = _LIVE_TENSORS * filters * voxels / stem * size
+    width = max(8, filters // 2)  # of a `StemHead`: the image beside it is float32, and copied to 16 bits
+    head = ((width + config.in_channels) * (6 if sixteen_bits else 4) + 2 * width * size) * voxels if stem > 1 else 0
+    return max(level, head) + 4 * sum(p.numel() for p in network.parameters())
 
 
 _LIVE_TENSORS = 6  # of the finest level at the last block of the decoder: skip, concatenation (2), its parts and result
