@@ -25,25 +25,40 @@ __all__ = ['parse_overrides', 'find_inputs', 'make_parser', 'main']
 def parse_overrides(
     words: Sequence[str],  # what argparse did not know
     options: Sequence[str],  # the command's own options, for the hint in the error
+    settings: Callable[[], Sequence[str]] = tuple,  # gives the dotted names that there are, for the same
 ) -> dict[str, str]:  # dotted name -> value as text
-    "Dotted overrides: `--a.b value` or `--a.b=value`."
+    "Dotted overrides: `--a.b value` or `--a.b=value`; several values make a list."
     found, rest = {}, list(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.removeprefix('--').partition('=')
         if not word.startswith('--') or '.' not in name:
-            _unknown_option(word, options)
-        if not equals:
-            if not rest or rest[0].startswith('--'):
-                _fail(f'{word} needs a value')
-            value = rest.pop(0)
-        found[name] = value
+            _unknown_option(word, options, settings)
+        values = [value] if equals else []
+        while rest and not equals and not rest[0].startswith('--'):
+            values.append(rest.pop(0))
+        if not values:
+            _fail(f'{word} needs a value')
+        found[name] = values[0] if len(values) == 1 else f'[{", ".join(values)}]'
     return found
 
 
-def _unknown_option(word: str, options: Sequence[str]) -> None:
-    near = difflib.get_close_matches(word.partition('=')[0], options, n=1)
-    _fail(f'unknown argument {word!r}' + (f'; did you mean {near[0]}?' if near else ''))
+def _unknown_option(word: str, options: Sequence[str], settings: Callable[[], Sequence[str]] = tuple) -> None:
+    name = word.partition('=')[0]
+    near = difflib.get_close_matches(name, options, n=1)
+    if not near and name.startswith('--'):
+        near = [f'--{s}' for s in settings() if s.rpartition('.')[2] == name[2:].replace('-', '_')]
+    _fail(f'unknown argument {word!r}' + (f'; did you mean {" or ".join(near)}?' if near else ''))
+
+
+def _settings_of(command: str) -> list[str]:
+    "The dotted names that a command takes."
+    from neuroseg3d.config import known_keys
+    if command == 'train':
+        from neuroseg3d.train import Config
+        return known_keys(Config)
+    from neuroseg3d.windows import Windows
+    return known_keys(Windows, 'infer.') if command in ('infer', 'explain') else []
 
 
 def _fail(message: str) -> None:
@@ -74,7 +89,8 @@ def _demo(args, overrides) -> int:
 def _phantom(args, overrides) -> int:
     from neuroseg3d.phantom import write_cohort
     spacing = args.spacing_mm[0] if len(args.spacing_mm) == 1 else tuple(args.spacing_mm)
-    print(f'making {args.n} + {args.n_test} patients in {args.output_dir}', flush=True)
+    if min(args.n, args.n_test) >= 0:  # else it is refused
+        print(f'making {args.n} + {args.n_test} patients in {args.output_dir}', flush=True)
     root = write_cohort(args.output_dir, args.n, seed=args.seed, spacing_mm=spacing, n_test=args.n_test, workers=args.workers)
     print(f'{args.n} training and {args.n_test} test cases in {root}')
     return 0
@@ -521,7 +537,7 @@ def main(
     try:
         args, rest = parser.parse_known_args(argv)
         options = [o for p in [_subparser(parser, args.command)] for a in p._actions for o in a.option_strings]
-        overrides = parse_overrides(rest, options)
+        overrides = parse_overrides(rest, options, lambda: _settings_of(args.command))
         if overrides and not args.overridable:
             _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
         args.words = argv

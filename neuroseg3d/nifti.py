@@ -225,7 +225,7 @@ def _study_of_folder(folder: Path, allow_missing: bool = False) -> Study:
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f'{path}: no such file')
+        raise InputError(f'{path}: no such file or folder')
     if not _SUFFIX.search(path.name):
         raise InputError(f'{path}: found a file that is not .nii or .nii.gz')
 

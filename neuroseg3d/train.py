@@ -708,6 +708,8 @@ def fit(
     say = print if verbose and is_first_process() else lambda *words, **how: None
     start = resume_point(output_dir, ckpt_path, resume)
     config = settled(config, start, extend_to)
+    if start is None:
+        _check_patch(config)
     data = open_data(config, start.step if start else 0, progress=verbose)
     config = replace(config, data=replace(config.data, batch_size=data.plan.batch_size))
     provenance = provenance_of(data)
@@ -726,6 +728,16 @@ def fit(
             start.begin(CheckpointFolder(output_dir / 'checkpoints'))
     _train(task, data, start, output_dir)
     return best_checkpoint(output_dir / 'checkpoints')
+
+
+def _check_patch(config: Config) -> None:
+    "A network that pads every patch would learn what no volume shows it."
+    size, multiple = config.data.patch_size, config.model.multiple
+    fits = [-(-n // m) * m for n, m in zip(size, multiple)]
+    if list(size) != fits:
+        found, expected, next_one = ('x'.join(map(str, x)) for x in (size, multiple, fits))
+        raise InputError(f'data.patch_size: found {found}, expected multiples of {expected}, by which the network of model.strides '
+                         f'shrinks it, such as {next_one}')
 
 
 def _look_ahead(task: SegmentationTask, data: RunData, start: Start | None, say: Callable) -> None:

@@ -52,6 +52,11 @@ class UNetConfig:
         _fill_from_preset(self)
         _check(self)
 
+    @property
+    def multiple(self) -> Axes:
+        "The network works at sizes that are multiples of this; others it pads."
+        return tuple(prod(axis) for axis in zip(*map(_axes, self.strides)))
+
 # %% ../nbs/07_unet.ipynb #b1ffb3c7
 def _axes(
     value: int | Axes,  # one number for all axes, or one an axis
@@ -205,7 +210,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.strides = [_axes(s) for s in config.strides]
-        self.multiple = tuple(prod(axis) for axis in zip(*self.strides))  # sizes are padded to multiples of this
+        self.multiple = config.multiple
         c, f = config, config.filters
         block = ResidualBlock if c.residual else ConvBlock
         self.encoder = nn.ModuleList(block(i, o, k, s, c.dropout) for i, o, k, s in
