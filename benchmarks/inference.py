@@ -213,7 +213,7 @@ def measure(args, spacing_mm: float | None, variant: str, step: str = '') -> dic
 def measure_step(args, spacing_mm: float | None, step: str) -> dict:
     "Medians of three processes in the model's own space; at 1 mm one is enough."
     runs = [measure(args, spacing_mm, 'ours', step) for _ in range(3 if spacing_mm is None else 1)]
-    return {k: median(r[k] for r in runs) for k in runs[0]}
+    return {k: median(r[k] for r in runs) for k in runs[0]} | {'processes': len(runs)}
 
 
 def measure_pairs(args, spacing_mm: float | None) -> dict:
@@ -270,7 +270,7 @@ def agreement(args, spacing_mm: float | None) -> dict:
     plain, whole = replace(model, descriptions=[{}]), replace(model.space, margin_mm=9999.0)
     all_of_it, box = to_model_space(case, whole), to_model_space(case, model.space)
     images = before_network(model.space.spacing_mm, args.input_image)
-    brain = all_of_it.image.new_tensor(images['brain'] >= HALF)
+    brain = images['brain'] >= HALF
     inside = images['image'] * brain
     low, high = corners_in(box.record.model, case.geometry)
     around = torch.nn.functional.pad(box.image, [int(n) for a in (2, 1, 0) for n in (low[a], high[a] - low[a] - box.image.shape[1 + a])])
@@ -351,7 +351,9 @@ def pair_lines(content: dict) -> list[str]:
 
 
 def step_lines(steps: dict) -> list[str]:
-    lines = ['', '## What each measure brings', '', 'One measure left out or changed at a time; medians of three processes, at 1 mm one.', '',
+    n = max(m.get('processes', 1) for by_space in steps.values() for m in by_space.values())
+    lines = ['', '## What each measure brings', '', 'One measure left out or changed at a time, ' +
+             ('one process each.' if n == 1 else f"medians of {n} processes in the model's own space and of one at 1 mm."), '',
              '| | model space | in process, s | whole process, s | peak memory, MB |', '|---|---|---|---|---|']
     return lines + [f"| {step} | {space} | {m['in_process_s']:.2f} | {m['whole_process_s']:.1f} | {m['peak_mb']:.0f} |"
                     for step, by_space in steps.items() for space, m in by_space.items()]
