@@ -51,17 +51,28 @@ def find_labels(
     "Every label map that a source holds."
     source = Path(source)
     if source.is_file():
-        return {case_name(source): LabelFile(source)}
+        return {case_name(source): LabelFile(source, _schema_beside(source))}
     if not source.is_dir():
         raise InputError(f'{source}: no such file or folder')
     flat = sorted(p for p in source.iterdir() if re.search(r'\.nii(\.gz)?$', p.name, re.I) and not p.name.startswith('.'))
     if flat and not any(file_role(p) in ('FLAIR', 'T1w', 'T1gd', 'T2w') for p in flat):
-        schema = find_study(flat[0]).schema if source.name.startswith('labelsT') else None
+        schema = _schema_beside(flat[0]) if source.name.startswith('labelsT') else None
         return {case_name(p): LabelFile(p, schema) for p in flat}
     labels = {s.id: LabelFile(s.label, s.schema, s) for s in find_cases(source, split='all') if s.label}
     if not labels:
         raise InputError(f'{source}: found cases, but none of them has a label map')
     return labels
+
+
+def _schema_beside(path: Path) -> str | None:
+    "The schema that the layout around a label map implies."
+    if path.parent.name.startswith('labelsT'):
+        return find_study(path).schema
+    try:
+        study = find_study(path.parent)
+    except InputError:  # no folder of a case
+        return None
+    return study.schema if study.label is not None and study.label.samefile(path) else None
 
 
 def pair_labels(
@@ -180,7 +191,8 @@ def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path
         raise InputError(f'{len(seen)} of {len(pairs)} cases were trained on by the model that predicted them: '
                          f'{", ".join(seen[:3])}{", ..." if len(seen) > 3 else ""}; their scores say nothing about new patients. Leave them '
                          'out, or ask for it with allow_training (--allow_training)')
-    return {'training_cases': seen, 'not_known_whether_trained_on': unknown}
+    without = {case: manifest[case]['missing'] for case, *_ in pairs if manifest.get(case, {}).get('missing')}
+    return {'training_cases': seen, 'not_known_whether_trained_on': unknown, 'predicted_without': without}
 
 # %% ../nbs/11a_evaluate.ipynb #4ef2251b
 def evaluate_pair(
@@ -324,6 +336,11 @@ def summary_table(
     if summary['not_known_whether_trained_on']:
         lines.append(f"Not known whether the model was trained on {len(summary['not_known_whether_trained_on'])} of the cases: "
                      'no manifest or no split file')
+    for missing in sorted({tuple(m) for m in summary['predicted_without'].values()}):
+        n, about = list(summary['predicted_without'].values()).count(list(missing)), ''
+        if 'T1gd' in missing:
+            about = ': ET, and where it ends, could not be assessed in them'
+        lines.append(f'{n} case(s) were predicted without {", ".join(missing)}{about}')
     return '\n'.join(lines)
 
 # %% ../nbs/11a_evaluate.ipynb #d3f724bf

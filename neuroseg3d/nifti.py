@@ -231,13 +231,15 @@ def _check_exists(path: Path) -> None:
 
 # %% ../nbs/01_nifti.ipynb #aa4f8615
 _NAMINGS = {'brats2017': {'flair', 't1', 't1ce', 't2'}, 'brats2023': {'t2f', 't1n', 't1c', 't2w'}}
+_ONLY_THERE = {'t1ce', 't2f', 't1n', 't1c'}
 
 
 def _naming(files: list[Path]) -> str:
-    "Which naming convention four files follow: 'brats2017', 'brats2023' or 'files'."
+    "Which naming convention files follow: 'brats2017', 'brats2023' or 'files'; of less than four, one has to be named as nobody else does."
     last = {_words(p)[-1] for p in files}
     prefixed = all(len(_words(p)) > 1 for p in files)
-    return next((name for name, words in _NAMINGS.items() if prefixed and last == words), 'files')
+    return next((name for name, words in _NAMINGS.items()
+                 if prefixed and (last == words or last < words and last & _ONLY_THERE)), 'files')
 
 
 def _naming_schema(files: list[Path]) -> str | None:
@@ -480,7 +482,7 @@ def infer_schema(
     if not fitting:
         raise InputError(f'{path}: unknown label values: found {shown}, expected those of '
                          + ' or '.join(f'{s.name} {s.values}' for s in SCHEMAS.values()))
-    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line --schema, --data.schema, --pred_schema or --ref_schema)')
+    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line evaluate --ref_schema or --pred_schema, train --data.schema, eda --schema)')
 
 
 def stored_schema(
