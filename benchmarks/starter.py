@@ -53,7 +53,7 @@ from neuroseg3d.resume import CheckpointFolder, check_same_run, resume_point
 from neuroseg3d.split import make_split, save_split
 from neuroseg3d.train import Config, RunData, SegmentationTask, make_trainer
 from neuroseg3d.transforms import Space, to_model_space
-from neuroseg3d.uncertainty import validation_case
+from neuroseg3d.uncertainty import score_doubt, validation_case
 from neuroseg3d.viz import LABEL_PALETTE
 
 matplotlib.use('Agg')
@@ -365,6 +365,10 @@ def cropped(seen: Validation) -> Held:
     return Held(values[box], seen.truth[box], seen.voxel_ml)
 
 
+#: How the cases of the calibration were held out, for the model's card in reports.
+HELD_OUT = 'each predicted by the network that had not seen it; the shipped weights are the mean of these networks'
+
+
 def rules(out: Path, data: Path, settings: dict) -> Path:
     "Post-processing rules and calibration from held-out cases; what the rules bring to a case that did not choose them."
     studies = real_studies(data, settings['real']['cases'])
@@ -377,7 +381,7 @@ def rules(out: Path, data: Path, settings: dict) -> Path:
         nested.append(mean_dice(cases[number:number + 1], chosen))
         model = load_model(out / 'pretrained' / study.id / 'checkpoints' / 'last.ckpt')
         rows.append({**score(model, read_case(study), rules=chosen), 'rules': asdict(chosen)})
-    calibration = calibrate(seen, settings['rules']['alpha'])
+    calibration = replace(score_doubt(calibrate(seen, settings['rules']['alpha']), seen), note=HELD_OUT)
     facts = {'rules': asdict(found), 'mean_dice': {'without': before, 'chosen_on_all': after, 'chosen_on_the_others': float(np.mean(nested))},
              'mean': summary(rows), 'cases': rows, 'calibration': calibration.to_dict()}
     path = out / 'rules.json'
@@ -547,7 +551,9 @@ def rules_text(held: dict) -> list[str]:
             f'Temperatures {", ".join(f"{r} {t:.2f}" for r, t in zip(REGIONS, fit["temperature"]))}, fitted on the same held-out predictions: '
             f'calibration error near the tumour {" / ".join(f"{e:.3f}" for e in fit["ece_before"])} before, '
             f'{" / ".join(f"{e:.3f}" for e in fit["ece_after"])} after. Intervals of volumes hold in {1 - fit["alpha"]:.0%} of cases, as far as '
-            f'{fit["n_cases"]} can tell.']
+            f'{fit["n_cases"]} can tell. QU-BraTS score of the entropy {" / ".join(f"{v:.3f}" for v in fit["qu_brats"])}; Dice (of all seven, in model '
+            f'space) {" / ".join(f"{v:.3f}" for v in fit["dice"])}, where the model expects {" / ".join(f"{v:.3f}" for v in fit["expected_dice"])}: it is '
+            f'off by {" / ".join(f"{v:.3f}" for v in fit["expected_dice_error"])} on average.']
 
 
 def rules_cost(results: dict) -> str:

@@ -168,6 +168,7 @@ class Calibration:
     dice: tuple[float, ...] = ()  # mean Dice
     expected_dice: tuple[float, ...] = ()  # mean Dice that the model expected
     expected_dice_error: tuple[float, ...] = ()  # mean absolute difference of the two
+    note: str = ''  # on how the cases were held out
     curves: dict[str, list] = field(default_factory=dict)  # region -> two reliability diagrams, before and after
 
     def to_dict(self) -> dict[str, Any]:

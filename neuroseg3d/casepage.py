@@ -384,7 +384,7 @@ class ModelCard:
         facts, c = dict(self.facts), self.calibration
         if c is None:
             return _terms({**facts, 'calibration': 'none: probabilities are as the network says them'}) + _INTENDED
-        facts['calibrated on'] = f'{c.n_cases} validation cases'
+        facts['calibrated on'] = f'{c.n_cases} validation cases' + (f': {c.note}' if c.note else '')
         facts['volume intervals'] = (f'split-conformal, {100 * (1 - c.alpha):.0f} %' if all(math.isfinite(q) for q in c.quantile) else
                                      f'none: {c.n_cases} validation cases are too few for {100 * (1 - c.alpha):.0f} %')
         diagrams = {r: c.diagram(r) for r in REGIONS if r in c.curves}
