@@ -108,7 +108,9 @@ def _image_flags(case: Case) -> list[str]:
         flags.append(f'non-zero volume of {volume_ml:.0f} mL is unusual for a brain')
     for name, channel in zip(case.modalities, case.image):
         missing = 1 - (channel[brain] != 0).mean() if brain.any() else 0
-        if missing > 0.05:
+        if missing == 1:
+            flags.append(f'{name} is missing' + (': whether anything enhances cannot be assessed' if name == 'T1gd' else ''))
+        elif missing > 0.05:
             flags.append(f'{name} is zero in {missing:.0%} of the brain: incomplete coverage?')
     return flags
 

@@ -129,8 +129,8 @@ def show_bland_altman(
         for value, dashes in ((found.bias_ml, '-'), *((v, '--') for v in found.limits_ml)):
             if np.isfinite(value):
                 ax.axhline(value, color=_INK, linewidth=1, linestyle=dashes)
-                ax.annotate(f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}'), (1.0, value), xycoords=('axes fraction', 'data'), fontsize=6.5, color=_INK, ha='right',
-                            va='bottom')
+                ax.annotate(f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}'), (1.0, value), (0, 2), xycoords=('axes fraction', 'data'),
+                            textcoords='offset points', fontsize=6.5, color=_INK, ha='right', va='bottom')
         low, high = found.bias_ci95_ml
         told = f'bias {found.bias_ml:+.1f} mL' + (f' [{low:+.1f}, {high:+.1f}]' if np.isfinite(low) else '')
         told = told.replace('-', '\N{MINUS SIGN}')

@@ -168,7 +168,7 @@ def _comparison(rows: Sequence[CohortRow], other: Sequence[dict], name: str) -> 
             'nine intervals are looked at, so one of them may do so by chance.</p>')
 
 # %% ../nbs/14_report.ipynb #a826d661
-def _figures(rows: Sequence[CohortRow]) -> str:
+def _figures(rows: Sequence[CohortRow], alpha: float) -> str:
     "Distributions, agreement of volumes, confusion."
     scored = [r for row in rows for r in row.rows]
     html, intervals = '', {row.id: row.intervals for row in rows}
@@ -179,6 +179,7 @@ def _figures(rows: Sequence[CohortRow]) -> str:
                         'interval, and limits of agreement (Bland and Altman).', True)
     volumes = scored or [{'case': row.id, 'name': r, 'volume_pred_ml': v} for row in rows for r, v in row.volumes.items()]
     html += _figure(show_volumes(volumes, intervals, [row.id for row in rows]), 'Volumes of every case', 'Predicted volumes'
+                    + (f' with {100 * (1 - alpha):.0f} % intervals' if any(intervals.values()) else '')
                     + (', worst cases first.' if scored else '.'), True)
     if scored:
         html += _confusion(*sum(row.confusion for row in rows), f'of {sum(bool(row.rows) for row in rows)} cases together')
@@ -210,7 +211,7 @@ def cohort_html(
     several = len(rows) > 1
     order = 'Lowest scores first.' if scored else 'Lowest expected Dice first: a guess of the model about itself, for triage.'
     parts = {'Scores': _summary_table(rows) if scored else '', 'Cases': f'<p class="quiet">{order}</p>{_case_table(rows)}',
-             'Look first': _worst(rows) if several else '', 'Distributions': _figures(rows) if several else '',
+             'Look first': _worst(rows) if several else '', 'Distributions': _figures(rows, card.calibration.alpha if card and card.calibration else 0.1) if several else '',
              'Comparison': _comparison(rows, other[1], other[0]) if other else '',
              'Model card': card.html if card else '', 'Provenance': _provenance(provenance or {})}
     links = ''.join(f'<a href="#{t.lower().replace(" ", "-")}">{t}</a>' for t, body in parts.items() if body)
@@ -257,7 +258,7 @@ def read_results(
     attribute: bool = True,  # with a model: also which sequence drove which region, 16 predictions a case
 ) -> Iterator[CaseResult]:
     "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
-    predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all')}
+    predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all', allow_missing=True)}
     orphans = sorted(set(predictions) - set(studies))
     if orphans:
         raise InputError(f'{data}: found no case for the prediction(s) {", ".join(orphans[:3])}; '
@@ -270,7 +271,7 @@ def read_results(
 
 def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
     "A label map with its case and, where there is a reference, its scores."
-    case = read_case(study, schema=ref_schema)
+    case = read_case(study, schema=ref_schema, allow_missing=True)
     prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
     if not grid.same_grid(case.geometry, tolerance_mm=0.01):
         raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
@@ -332,7 +333,7 @@ def _cards(pred: str | Path, model: Model | None) -> ModelCard | None:
 
 def _trained_on(pred: str | Path, data: str | Path, split: str | Path | None, model: Model | None) -> tuple[list[str], list[str]]:
     "Cases that the model which predicted them was trained on, and those of which it is not known. Without a manifest, the model given."
-    studies = {s.id: s for s in find_cases(data, split='all')}
+    studies = {s.id: s for s in find_cases(data, split='all', allow_missing=True)}
     pairs = [(case, file, LabelFile(next(iter(studies[case].images.values())))) for case, file in find_labels(pred).items() if case in studies]
     known, places = (trained_on(model.descriptions), model.paths) if model else ((), ())
     return find_training_cases(pairs, read_manifest(pred), [split, data, *places], known)

@@ -210,6 +210,11 @@ def test_pages_show_the_stored_results():
         lines = (ROOT / 'benchmarks' / 'results' / f'{name}.md').read_text(encoding='utf-8').splitlines()
         rows = [line for line in lines if line.startswith('|')]
         assert len(rows) > 20 and [r for r in rows if r not in page] == []
+    doubt = ''.join(json.loads((ROOT / 'nbs' / '12_uncertainty.ipynb').read_text(encoding='utf-8'))['cells'][-2]['source'])
+    rows = (ROOT / 'benchmarks' / 'results' / 'uncertainty.md').read_text(encoding='utf-8').splitlines()
+    found = json.loads((ROOT / 'benchmarks' / 'results' / 'uncertainty.json').read_text(encoding='utf-8'))
+    assert len(rows) == 5 and [r for r in rows if r not in doubt] == [] and found['n_test'] >= 40
+    assert all(0.85 <= found[region]['coverage'] <= 0.95 for region in REGIONS) and found['model_sha256'] == file_digest(STARTER)
     steps = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['steps']
     for measured in (steps[k]['own'] for k in ('all measures', 'importing MONAI and Lightning too')):
         assert f'{measured["whole_process_s"]:.1f} s and {measured["peak_mb"]:.0f} MB' in other
