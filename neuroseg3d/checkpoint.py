@@ -84,6 +84,8 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise InputError(f'{path}: no such checkpoint')
+    if path.suffix == '.json':
+        raise InputError(f'{path}: found a .json file, such as that of an ensemble; expected one checkpoint, such as a member of it')
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

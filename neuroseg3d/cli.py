@@ -216,7 +216,9 @@ def _ensemble(args, overrides) -> int:
 
 
 def _postprocess(args, overrides) -> int:
-    from neuroseg3d.infer import store_rules, tune_rules
+    from neuroseg3d.infer import check_makers, store_rules, tune_rules
+    if args.ckpt_path:
+        check_makers(args.pred, args.ckpt_path)
     rules, before, after = tune_rules(args.pred, args.data, args.ref_schema)
     print(f'{rules}\nmean Dice {before:.4f} -> {after:.4f}')
     for path in args.ckpt_path or ():

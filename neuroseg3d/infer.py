@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'fast_model', 'write_extra',
-           'infer_file', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules', 'store_rules']
+           'infer_file', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules', 'check_makers', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -399,10 +399,13 @@ def tune_rules(
 ) -> tuple[Postprocess, float, float]:  # the rules, mean Dice before and after
     "Search post-processing rules on stored probabilities."
     from scipy.ndimage import find_objects
-    _check_uncalibrated(Path(probabilities_dir).parent / 'manifest.json')
-    cases = []
+    folder = _probabilities(probabilities_dir)
+    entries, cases = _manifest_entries(folder), []
+    if any(e['model'].get('calibration') for e in entries):
+        raise InputError(f'{folder.parent / "manifest.json"}: the probabilities were calibrated; expected those of a model as it was '
+                         'trained. Search the rules first, calibrate afterwards')  # thresholds would be applied to others
     for study in find_cases(data, split='all', schema=schema):
-        path = Path(probabilities_dir) / f'{study.id}.nii.gz'
+        path = folder / f'{study.id}.nii.gz'
         if study.label is None or not path.is_file():
             continue
         label, grid, _ = read_label(study.label, schema, study.schema)
@@ -415,12 +418,29 @@ def tune_rules(
     return search_rules(cases)
 
 
-def _check_uncalibrated(manifest: Path) -> None:
-    "Rules cut what the networks say; thresholds found on calibrated probabilities would be applied to others."
-    entries = json.loads(manifest.read_text(encoding='utf-8'))['cases'].values() if manifest.is_file() else ()
-    if any(e['model'].get('calibration') for e in entries):
-        raise InputError(f'{manifest}: the probabilities were calibrated; expected those of a model as it was trained. '
-                         'Search the rules first, calibrate afterwards')
+def _probabilities(folder: str | Path) -> Path:
+    "The folder of probabilities, also where that of the predictions around it is named."
+    inside = Path(folder) / 'probabilities'
+    return inside if inside.is_dir() else Path(folder)
+
+
+def _manifest_entries(probabilities: Path) -> list[dict]:
+    "What the manifest beside stored probabilities says of each case; nothing where there is none."
+    manifest = probabilities.parent / 'manifest.json'
+    return list(json.loads(manifest.read_text(encoding='utf-8'))['cases'].values()) if manifest.is_file() else []
+
+
+def check_makers(
+    probabilities_dir: str | Path,  # as for `tune_rules`
+    checkpoints: Sequence[str | Path],  # that rules are to be stored in
+) -> None:
+    "Rules belong to the models whose predictions they were found on: with others it is an error."
+    makers = {e['model']['weights_sha256'] for e in _manifest_entries(_probabilities(probabilities_dir))}
+    if not makers or _fingerprint(load_model(checkpoints))['weights_sha256'] in makers:  # of an ensemble
+        return
+    for path in checkpoints:
+        if _fingerprint(load_model(path))['weights_sha256'] not in makers:
+            raise InputError(f'{path}: has made none of the predictions in {probabilities_dir}; expected a model that their manifest names')
 
 
 def store_rules(
