@@ -120,6 +120,8 @@ def test_rules_and_calibration_are_stored_with_the_model():
     expected = held['rules'] if helps else asdict(Postprocess())
     assert json.loads(json.dumps([asdict(rules_of(load_model()))])) == json.loads(json.dumps([expected]))
     assert about['calibration']['temperature'] == held['calibration']['temperature'] and about['calibration']['n_cases'] == 7
+    facts = json.loads(STARTER.with_suffix('.json').read_text(encoding='utf-8'))
+    assert all(about[k] == facts[k] for k in ('calibration', 'postprocess', 'split_sha256', 'origin'))  # the JSON says what the weights carry
 
 
 def test_stream_is_a_function_of_the_step(script, tmp_path):
