@@ -228,7 +228,7 @@ def measure_pairs(args, spacing_mm: float | None) -> dict:
             'ratios': {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in ('ours', 'fast')},
             'dice_to_recipe': {v: dice(masks[v], masks['recipe']) for v in ('ours', 'fast')},
             'dice_fast_to_ours': dice(masks['fast'], masks['ours']),
-            'voxels': dict(zip(REGIONS, (int(m.sum()) for m in masks['ours']))), 'runs': runs}
+            'voxels': dict(zip(REGIONS, (int(m.sum()) for m in masks['ours']))), 'load': os.getloadavg()[1], 'runs': runs}
 
 
 # ---- agreement
@@ -347,7 +347,9 @@ def pair_lines(content: dict) -> list[str]:
             lines.append(f"| {name} | {v} | {' | '.join(cells)} | {slashed(part['dice_to_recipe'][v]) if ratios else '–'} |")
     parts = content['spaces'].items()
     return [*lines, '', 'In brackets: relative to the recipe. Voxels found: ' + '; '.join(f'{n} {p["voxels"]}' for n, p in parts)
-            + '. Dice of `fast` to the default: ' + '; '.join(f'{n} {slashed(p["dice_fast_to_ours"])}' for n, p in parts) + '.']
+            + '. Dice of `fast` to the default: ' + '; '.join(f'{n} {slashed(p["dice_fast_to_ours"])}' for n, p in parts) + '. Load average '
+            'of the machine over the last five minutes (1 to 2 is this benchmark; above that, other work slowed all of them): '
+            + '; '.join(f'{n} {p["load"]:.1f}' if 'load' in p else f'{n} not noted' for n, p in parts) + '.']
 
 
 def step_lines(steps: dict) -> list[str]:
@@ -413,7 +415,6 @@ def main() -> None:
         content['about'] = {'case': Path(args.input_image[0]).name, 'model': model_of(args.ckpt_path), 'threads': args.threads,
                             'pairs': args.pairs}
         content['spaces'] = content.get('spaces', {}) | {name_of(s): measure_pairs(args, s) for s in (None, 1.0) if name_of(s) in args.spaces}
-        content['load_average_at_the_end'] = os.getloadavg()
     write(content)
 
 
