@@ -434,8 +434,8 @@ def _add_model_commands(commands) -> None:
     model = _command(commands, 'model', _model, 'List the models that are installed, or print the card of one',
                      'neuroseg3d model starter')
     model.add_argument('name', nargs='?', help='whose card to print')
-    tune = _command(commands, 'postprocess', _postprocess, 'Search thresholds and size rules on out-of-fold probabilities',
-                    'neuroseg3d postprocess --pred oof/probabilities --data cohort/ --ckpt_path best.ckpt')
+    tune = _command(commands, 'postprocess', _postprocess, 'Search thresholds and size rules on held-out cases, before their model is calibrated',
+                    'neuroseg3d postprocess --pred held_out/ --data cohort/ --ckpt_path checkpoints/best.ckpt')
     tune.add_argument('--pred', required=True, help='folder that `infer --save_probabilities` wrote, of cases held out')
     tune.add_argument('--data', required=True, help='the cohort with its references')
     tune.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
