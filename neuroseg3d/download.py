@@ -89,7 +89,8 @@ def fetch(
             now = part.stat().st_size if part.exists() else 0
             left, wait_s = (retries, 0.5) if now > before else (left - 1, min(2 * wait_s, 30))
             if left <= 0:
-                raise InputError(f'{url}: {problem}; {now} bytes are kept in {part}, the next call goes on from there')
+                kept = f'; {now} bytes are kept in {part}, the next call goes on from there' if now else ''
+                raise InputError(f'{url}: {problem}{kept}')
             time.sleep(wait_s if now <= before else 0)
     _check_md5(part, md5, url)
     os.replace(part, path)

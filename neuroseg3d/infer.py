@@ -113,6 +113,8 @@ def predict_case(
     say: Callable[[str], None] | None = None,  # told beforehand what it will cost
 ) -> Prediction:
     "Segment one case."
+    if not isinstance(case, Case):
+        raise InputError(f'found {case!r}, expected a case; neuroseg3d.nifti.read_case reads one')
     _warn_of_missing(model, case)
     chosen, rules = choose_device(device), rules or rules_of(model)
     model_case = to_model_space(case, model.space)

@@ -216,7 +216,9 @@ def _study_of_folder(folder: Path, allow_missing: bool = False) -> Study:
     if not any(file_role(p) in MODALITIES for p in named):
         if len(files) == 1:
             return _study_of_file(files[0])
-        raise InputError(f'{folder}: found {len(files)} NIfTI files, none named after {", ".join(MODALITIES)}')
+        folders = sum(p.is_dir() for p in folder.iterdir())
+        also = f' and {folders} folders, expected the folder of one case (find_cases reads a cohort)' if folders else ''
+        raise InputError(f'{folder}: found {len(files)} NIfTI files, none named after {", ".join(MODALITIES)}{also}')
     try:
         return replace(_study_of_files(named, allow_missing), id=folder.resolve().name)
     except InputError as error:

@@ -156,6 +156,10 @@ def test_gives_up_and_keeps_what_came(tmp_path):
     with pytest.raises(InputError, match='200000 bytes are kept in .*Task.tar.part'):
         fetch(url, tmp_path / 'Task.tar', MD5, progress=False, retries=2)
     assert part.read_bytes() == ARCHIVE[:200_000]
+    part.unlink()
+    with pytest.raises(InputError) as error:
+        fetch(url, tmp_path / 'Task.tar', MD5, progress=False, retries=1)
+    assert 'kept' not in str(error.value)
 
 
 def test_wrong_checksum_leaves_nothing(server, tmp_path):
