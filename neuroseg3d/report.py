@@ -168,7 +168,12 @@ def _comparison(rows: Sequence[CohortRow], other: Sequence[dict], name: str) -> 
             'nine intervals are looked at, so one of them may do so by chance.</p>')
 
 # %% ../nbs/14_report.ipynb #a826d661
-def _figures(rows: Sequence[CohortRow], alpha: float) -> str:
+def _level(card: ModelCard | None) -> str:
+    "The level of the volume intervals, where the model's card tells it."
+    return f'{100 * (1 - card.calibration.alpha):.0f} % ' if card and card.calibration else ''
+
+
+def _figures(rows: Sequence[CohortRow], card: ModelCard | None) -> str:
     "Distributions, agreement of volumes, confusion."
     scored = [r for row in rows for r in row.rows]
     html, intervals = '', {row.id: row.intervals for row in rows}
@@ -179,7 +184,7 @@ def _figures(rows: Sequence[CohortRow], alpha: float) -> str:
                         'interval, and limits of agreement (Bland and Altman).', True)
     volumes = scored or [{'case': row.id, 'name': r, 'volume_pred_ml': v} for row in rows for r, v in row.volumes.items()]
     html += _figure(show_volumes(volumes, intervals, [row.id for row in rows]), 'Volumes of every case', 'Predicted volumes'
-                    + (f' with {100 * (1 - alpha):.0f} % intervals' if any(intervals.values()) else '')
+                    + (f' with {_level(card)}intervals' if any(intervals.values()) else '')
                     + (', worst cases first.' if scored else '.'), True)
     if scored:
         html += _confusion(*sum(row.confusion for row in rows), f'of {sum(bool(row.rows) for row in rows)} cases together')
@@ -211,7 +216,7 @@ def cohort_html(
     several = len(rows) > 1
     order = 'Lowest scores first.' if scored else 'Lowest expected Dice first: a guess of the model about itself, for triage.'
     parts = {'Scores': _summary_table(rows) if scored else '', 'Cases': f'<p class="quiet">{order}</p>{_case_table(rows)}',
-             'Look first': _worst(rows) if several else '', 'Distributions': _figures(rows, card.calibration.alpha if card and card.calibration else 0.1) if several else '',
+             'Look first': _worst(rows) if several else '', 'Distributions': _figures(rows, card) if several else '',
              'Comparison': _comparison(rows, other[1], other[0]) if other else '',
              'Model card': card.html if card else '', 'Provenance': _provenance(provenance or {})}
     links = ''.join(f'<a href="#{t.lower().replace(" ", "-")}">{t}</a>' for t, body in parts.items() if body)
