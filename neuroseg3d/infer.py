@@ -36,8 +36,9 @@ from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
-__all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'fast_model', 'write_extra',
-           'infer_file', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules', 'check_makers', 'store_rules']
+__all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'label_by_rules',
+           'masks_by_rules', 'fast_model', 'write_extra', 'infer_file', 'infer_cohort', 'note_prediction', 'trained_on',
+           'tune_rules', 'check_makers', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -123,10 +124,29 @@ def predict_case(
     probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
                                           get_targets(model.targets).activation, chosen, progress=progress)
     regions = to_regions(probabilities, model.targets)
-    masks = regions_to_native(regions, model_case.record, rules.thresholds)
-    label = regions_to_labels(apply_rules(masks, rules, case.geometry.voxel_ml))
+    label = label_by_rules(regions, model_case, rules)
     calibration = stored_calibration(model)
     return Prediction(label, calibration.apply(regions) if calibration else regions, model_case, calibration)
+
+
+def label_by_rules(
+    regions: torch.Tensor,  # (3, x, y, z) in model space: probabilities of WT, TC, ET
+    seen: ModelCase,  # what the network saw
+    rules: Postprocess,  # from probabilities to masks
+) -> np.ndarray:  # canonical ids, uint8 (X, Y, Z), native grid
+    "The label map: regions carried back and cut, small parts dropped, nested."
+    masks = regions_to_native(regions, seen.record, rules.thresholds)
+    return regions_to_labels(apply_rules(masks, rules, seen.record.native.voxel_ml))
+
+
+def masks_by_rules(
+    regions: torch.Tensor,  # (3, x, y, z) in model space: probabilities of WT, TC, ET
+    seen: ModelCase,  # what the network saw
+    rules: Postprocess,  # from probabilities to masks
+) -> np.ndarray:  # bool (3, x, y, z), model space
+    "What the same rules leave of the regions without a way back."
+    masks = np.stack([(p >= t).numpy() for p, t in zip(regions, rules.thresholds)])
+    return apply_rules(masks, rules, seen.record.model.voxel_ml)
 
 
 def _warn_of_missing(model: Model, case: Case) -> None:

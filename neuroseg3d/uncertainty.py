@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from .calibration import (Calibration, Validation, apply_temperature, calibrate, lesion_probability, stored_calibration,
                                     store_calibration)
 from .checkpoint import Model, find_model, load_model
-from .core import REGIONS, Case, InputError, Label, labels_to_regions, regions_to_labels
+from .core import REGIONS, Case, InputError, Label, labels_to_regions
 from .evaluate import studies_not_trained_on
-from .infer import choose_device, rules_of
+from .infer import choose_device, label_by_rules, masks_by_rules, rules_of
 from .losses import get_targets, to_regions
 from .nifti import read_case
-from .postprocess import apply_rules
-from .transforms import ModelCase, regions_to_native, to_model_space, to_native
+from .transforms import ModelCase, to_model_space, to_native
 from .viz import Picture, show_maps
 from .windows import Windows, predict_probabilities
 
@@ -200,23 +199,10 @@ def validation_case(
     truth, grid = labels_to_regions(seen.label[0].numpy()), seen.record.model
     brain = (seen.image != 0).any(0).numpy()
     within = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, grid.spacing_mm)
-    label = _label(model, p, seen)
+    label = label_by_rules(p, seen, rules_of(model))
     volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x)) for x in (label, case.label)]
-    predicted = _masks(model, p, seen).numpy()
+    predicted = masks_by_rules(p, seen, rules_of(model))
     return Validation(p, predicted, truth, brain, within, grid.voxel_ml, *volumes)
-
-
-def _label(model: Model, regions: Tensor, seen: ModelCase) -> np.ndarray:
-    "The label map, as `predict_case` makes it."
-    rules = rules_of(model)
-    masks = regions_to_native(regions, seen.record, rules.thresholds)
-    return regions_to_labels(apply_rules(masks, rules, seen.record.native.voxel_ml))
-
-
-def _masks(model: Model, regions: Tensor, seen: ModelCase) -> Tensor:  # bool (3, x, y, z)
-    "Masks in model space, by the same rules."
-    rules, cuts = rules_of(model), torch.tensor(rules_of(model).thresholds).reshape(3, 1, 1, 1)
-    return torch.from_numpy(apply_rules((regions >= cuts).numpy(), rules, seen.record.model.voxel_ml))
 
 # %% ../nbs/12_uncertainty.ipynb #a88fcd60
 def score_doubt(
@@ -304,12 +290,13 @@ def assess_case(
     calibration = stored_calibration(model) if calibration is None else calibration
     seen, temperature = to_model_space(case, model.space), calibration.temperature if calibration else (1.0, 1.0, 1.0)
     doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature)
-    label = _label(model, doubt.raw, seen)
+    label = label_by_rules(doubt.raw, seen, rules_of(model))
     volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
     p = calibration.apply(doubt.raw) if calibration else doubt.raw
     intervals = calibration.intervals_ml(volumes, p, seen.record.model.voxel_ml) if calibration else {}
     found = torch.tensor([v > 0 for v in volumes.values()]).reshape(3, 1, 1, 1)
-    dice = expected_dices(p, _masks(model, doubt.raw, seen) & found, seen.record.model.voxel_ml, (calibration or Calibration()).presence)
+    masks = torch.from_numpy(masks_by_rules(doubt.raw, seen, rules_of(model)))
+    dice = expected_dices(p, masks & found, seen.record.model.voxel_ml, (calibration or Calibration()).presence)
     return Assessment(label, doubt, seen, volumes, intervals, dice, calibration)
 
 # %% ../nbs/12_uncertainty.ipynb #ba01ad16

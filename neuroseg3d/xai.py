@@ -10,7 +10,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, product
@@ -34,10 +34,9 @@ from torch.nn import functional as F
 from . import __version__
 from .checkpoint import Model
 from .core import LABEL_NAMES, MODALITIES, REGION_NAMES, REGIONS, Case, InputError, Label, regions_to_labels
-from .infer import choose_device, rules_of
+from .infer import choose_device, masks_by_rules, rules_of
 from .losses import get_targets, to_regions
 from .nifti import Study, find_study, label_header, read_case, save_atomically
-from .postprocess import apply_rules
 from .transforms import ModelCase, to_model_space, to_native
 from .viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, make_view, show_modalities, show_planes
 from .windows import Window, gaussian_weight, predict_probabilities, window_grid
@@ -171,9 +170,7 @@ def _predict(model: Model, image: Tensor, shown: Coalition, device: torch.device
 
 def _predicted_label(model: Model, regions: Tensor, seen: ModelCase) -> np.ndarray:
     "Label map in model space by the model's rules: what it drops is not explained."
-    rules = rules_of(model)
-    masks = np.stack([(p >= t).numpy() for p, t in zip(regions, rules.thresholds)])
-    return regions_to_labels(apply_rules(masks, rules, seen.record.model.voxel_ml))
+    return regions_to_labels(masks_by_rules(regions, seen, rules_of(model)))
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
