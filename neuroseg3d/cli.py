@@ -111,7 +111,7 @@ def _eda(args, overrides) -> int:
 def _train(args, overrides) -> int:
     from neuroseg3d.config import load_config
     from neuroseg3d.processes import is_first_process
-    from neuroseg3d.train import Config, cpu_has_bf16, fit
+    from neuroseg3d.train import Config, fit
     short = {'logger.kind': args.logger, 'data.fold': args.fold}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
     _check_folder('trainer.output_dir', config.trainer.output_dir)

@@ -1,8 +1,6 @@
 "Real patients in every layout and orientation, where they are at hand (../shared/data)."
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib

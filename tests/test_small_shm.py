@@ -1,7 +1,6 @@
 "A run of the data path where /dev/shm is 64 MB, as in containers: worker processes die there, the plan's threads do not."
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
