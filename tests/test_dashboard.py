@@ -208,6 +208,21 @@ def test_falls_back_to_a_picture(work):
     json.dumps(board._repr_mimebundle_())
 
 
+def test_colab_is_told_to_load_the_widgets(work, monkeypatch):
+    "Colab shows widgets of others only where its manager for them is on; its module is played here."
+    from types import SimpleNamespace
+
+    import anywidget._util
+    called = []
+    output = SimpleNamespace(enable_custom_widget_manager=lambda: called.append(1), _widgets=SimpleNamespace(_installed_url='https://manager'))
+    monkeypatch.setitem(sys.modules, 'google.colab.output', output)
+    anywidget._util.enable_custom_widget_manager_once.cache_clear()
+    board = dashboard(work / 'cohort', work / 'pred')
+    assert called == [1]
+    anywidget._util.enable_custom_widget_manager_once.cache_clear()
+    assert 'application/vnd.jupyter.widget-view+json' in board._repr_mimebundle_()
+
+
 def test_what_cannot_be_read_is_told(work, tmp_path):
     board = dashboard(work / 'cohort', work / 'pred', tmp_path / 'absent.ckpt')
     board.segment()
