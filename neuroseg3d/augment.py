@@ -18,12 +18,12 @@ from monai.transforms import (Affine, Compose, CropForegroundd, MapTransform, No
                               RandSimulateLowResolution, Spacingd)
 from monai.transforms.utils import create_rotate
 
-from .core import MODALITIES, InputError, labels_to_regions, regions_to_labels
-from .transforms import HALF, SAME_MM, Space
+from .core import MODALITIES, Case, InputError, labels_to_regions, regions_to_labels
+from .transforms import HALF, SAME_MM, ModelCase, Space, one_thread, plan_record
 
 # %% auto #0
 __all__ = ['Augment', 'RandRotateScaled', 'RandByGroupd', 'RandModalityDropoutd', 'WithinBrain', 'augmentation', 'CropBraind',
-           'model_space_transforms']
+           'model_space_transforms', 'monai_to_model_space']
 
 # %% ../nbs/05a_augment.ipynb #44e3e318
 @dataclass(frozen=True)
@@ -253,15 +253,18 @@ class CropBraind(CropForegroundd):
         return super().__call__(data, lazy=lazy)
 
 
+def _with_history(volume: torch.Tensor, of: MetaTensor) -> MetaTensor:
+    "Another volume on the same grid."
+    return MetaTensor(volume, meta=of.meta, applied_operations=of.applied_operations)
+
+
 def _unfold(data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
     "The label map as its regions, and the brain beside the image, as float volumes that can be interpolated."
     image, out = data['image'], dict(data)
     out['brain'] = MetaTensor((image.as_tensor() != 0).any(0, keepdim=True).float(), affine=image.affine)
     if 'label' in data:
-        label = data['label']
-        regions = torch.from_numpy(labels_to_regions(label.as_tensor()[0].numpy().astype(np.uint8)))
-        out['label'] = label.clone()
-        out['label'].set_array(regions.float())
+        regions = labels_to_regions(data['label'].as_tensor()[0].numpy().astype(np.uint8))
+        out['label'] = _with_history(torch.from_numpy(regions).float(), data['label'])
     return out
 
 
@@ -271,8 +274,7 @@ def _fold(data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
     out['image'] = data['image'] * (data['brain'].as_tensor() >= HALF)
     if 'label' in data:
         label = regions_to_labels((data['label'].as_tensor() >= HALF).numpy())
-        out['label'] = data['label'].clone()
-        out['label'].set_array(torch.from_numpy(label)[None])
+        out['label'] = _with_history(torch.from_numpy(label)[None], data['label'])
     return out
 
 
@@ -291,3 +293,16 @@ def model_space_transforms(
         _fold,
         NormalizeIntensityd('image', nonzero=True, channel_wise=True),
     ])
+
+
+def monai_to_model_space(
+    case: Case,  # on its native grid
+    space: Space = Space(),  # where to
+) -> ModelCase:  # that of `to_model_space`
+    "A case carried into model space by MONAI's transforms, with the record that leads back."
+    volumes = {'image': case.image} if case.label is None else {'image': case.image, 'label': case.label[None]}
+    data = {k: MetaTensor(torch.from_numpy(np.ascontiguousarray(v)), affine=case.geometry.affine) for k, v in volumes.items()}
+    with one_thread():
+        seen = model_space_transforms(space)(data)
+    label = seen['label'].as_tensor() if 'label' in seen else None
+    return ModelCase(case.id, seen['image'].as_tensor().contiguous(), label, plan_record(case, space))

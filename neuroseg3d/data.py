@@ -35,12 +35,12 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
-from .augment import Augment, augmentation
+from .augment import Augment, augmentation, monai_to_model_space
 from .core import InputError, Label
 from .download import download
 from .nifti import Study, find_cases, read_case, read_header
 from .split import Split, load_split, make_split, save_split, study_files
-from .transforms import ModelCase, Record, Space, one_thread, to_model_space
+from .transforms import Record, Space, one_thread
 
 # %% auto #0
 __all__ = ['Data', 'Machine', 'look_at_machine', 'MachinePlan', 'plan_machine', 'tumour_voxels', 'MemoryCase', 'StoredCase',
@@ -286,11 +286,12 @@ class Prepare(Transform):
         self,
         study: Study,  # with a label
     ) -> MemoryCase:
-        "Read, check, transform."
-        case: ModelCase = to_model_space(read_case(study), self.space)
+        "Read and check, then MONAI's transforms."
+        case = read_case(study)
         if case.label is None:
             raise InputError(f'case {study.id}: no label map, expected one to train on')
-        return MemoryCase(case.id, case.image, case.label, tumour_voxels(case.label), case.record)
+        seen = monai_to_model_space(case, self.space)
+        return MemoryCase(seen.id, seen.image, seen.label, tumour_voxels(seen.label), seen.record)
 
     def key(
         self,

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from .core import Case, Geometry, InputError, labels_to_regions, regions_to_labels
 
 # %% auto #0
-__all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'one_thread', 'ModelCase', 'to_model_space',
-           'to_native', 'regions_to_native']
+__all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'plan_record', 'one_thread', 'ModelCase',
+           'to_model_space', 'to_native', 'regions_to_native']
 
 # %% ../nbs/05_transforms.ipynb #ad46cc57
 @dataclass(frozen=True)
@@ -185,7 +185,10 @@ class Record:
         return any(op['step'] == 'resample' for op in self.operations)
 
 
-def _record(case: Case, space: Space) -> Record:
+def plan_record(
+    case: Case,  # on its native grid
+    space: Space,  # where to
+) -> Record:
     "The steps that carry a case into model space."
     native, spacing = case.geometry, np.array(case.geometry.spacing_mm)
     start, stop = brain_box(case.image, np.ceil(space.margin_mm / spacing).astype(int))
@@ -282,7 +285,7 @@ def to_model_space(
     space: Space = Space(),  # where to
 ) -> ModelCase:
     "The one way into model space: brain box, RAS, spacing, z-scores; the case itself is left as it is."
-    record = _record(case, space)
+    record = plan_record(case, space)
     image = _carry_image(case.image, record.operations)
     with one_thread():
         image = _normalise(image)

@@ -191,7 +191,7 @@ def test_a_missing_split_is_dealt_again_alike(tmp_path):
 
 
 def test_preparing_is_the_one_preprocessing(cohort, cases):
-    "What is cached is what `to_model_space` gives."
+    "What is cached, which MONAI's transforms made, is bit for bit what `to_model_space` gives inference."
     from neuroseg3d.nifti import read_case
     from neuroseg3d.transforms import to_model_space
     for study, stored in zip(find_cases(cohort), cases['disk']):

@@ -75,6 +75,19 @@ def test_model_space_is_that_of_monais_own_chain(name, model):
     assert masks.any() and ((back['pred'].numpy() >= 0.6) == masks).mean() > 0.9999
 
 
+@pytest.mark.parametrize('study', [s for s in studies() if s.label and s.schema], ids=lambda s: s.id)
+def test_training_sees_what_inference_sees(study, model):
+    "MONAI's transforms, by which training cases come into model space, against the way that inference takes: not a bit differs."
+    import torch
+
+    from neuroseg3d.data import Prepare
+    from neuroseg3d.nifti import read_case
+    from neuroseg3d.transforms import to_model_space
+    there = to_model_space(read_case(study), model.space)
+    trained = Prepare(model.space)(study)
+    assert torch.equal(trained.image, there.image) and torch.equal(trained.label, there.label)
+
+
 def test_orientations_are_those_that_the_data_is_known_for():
     from neuroseg3d.nifti import read_case
     codes = {s.id: read_case(s, with_label=False).geometry.orientation for s in studies()
