@@ -360,7 +360,7 @@ def held_out(out: Path, studies: Sequence[Study]) -> list[Validation]:
 
 def cropped(seen: Validation) -> Held:
     "What the search for rules needs: the part of the grid that holds tumour, found or true."
-    values = (seen.regions.numpy() * 255).round().astype(np.uint8)
+    values = (seen.regions.numpy() * 255).round().astype(np.uint8) * seen.brain
     box = (slice(None), *find_objects(((values >= 64).any(0) | seen.truth[0]).astype(np.uint8))[0])
     return Held(values[box], seen.truth[box], seen.voxel_ml)
 

@@ -32,7 +32,7 @@ from .nifti import (Study, find_cases, find_study, label_header, read_case, read
 from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .processes import Place, gather, joined, launched, share
 from .split import file_digest
-from .transforms import ModelCase, regions_to_native, to_model_space, to_native
+from .transforms import ModelCase, brain_box, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
@@ -124,19 +124,39 @@ def predict_case(
     probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
                                           get_targets(model.targets).activation, chosen, progress=progress)
     regions = to_regions(probabilities, model.targets)
-    label = label_by_rules(regions, model_case, rules)
+    label = label_by_rules(regions, case, model_case, rules)
     calibration = stored_calibration(model)
     return Prediction(label, calibration.apply(regions) if calibration else regions, model_case, calibration)
 
 
 def label_by_rules(
     regions: torch.Tensor,  # (3, x, y, z) in model space: probabilities of WT, TC, ET
-    seen: ModelCase,  # what the network saw
+    case: Case,  # on its native grid
+    seen: ModelCase,  # what the network saw of it
     rules: Postprocess,  # from probabilities to masks
 ) -> np.ndarray:  # canonical ids, uint8 (X, Y, Z), native grid
-    "The label map: regions carried back and cut, small parts dropped, nested."
+    "The label map: regions carried back and cut, nothing outside the brain, small parts dropped, nested."
     masks = regions_to_native(regions, seen.record, rules.thresholds)
+    _cut_to_brain(masks, case, seen)
     return regions_to_labels(apply_rules(masks, rules, seen.record.native.voxel_ml))
+
+
+def _cut_to_brain(masks: np.ndarray, case: Case, seen: ModelCase) -> None:
+    "Masks (3, X, Y, Z), in place, without voxels where nothing was measured; only their box is looked at."
+    crop = seen.record.operations[0]
+    whole = (slice(None), *map(slice, crop['start'], crop['stop']))
+    masks, image = masks[whole], case.image[whole]
+    if masks.any():
+        box = (slice(None), *map(slice, *brain_box(masks)))
+        masks[box] &= _measured(image[box])
+
+
+def _measured(image: np.ndarray) -> np.ndarray:
+    "Where any sequence is non-zero: bool (X, Y, Z) of (C, X, Y, Z)."
+    found = image[0] != 0
+    for channel in image[1:]:
+        found |= channel != 0
+    return found
 
 
 def masks_by_rules(
@@ -146,6 +166,7 @@ def masks_by_rules(
 ) -> np.ndarray:  # bool (3, x, y, z), model space
     "What the same rules leave of the regions without a way back."
     masks = np.stack([(p >= t).numpy() for p, t in zip(regions, rules.thresholds)])
+    masks &= _measured(seen.image.numpy())
     return apply_rules(masks, rules, seen.record.model.voxel_ml)
 
 
@@ -176,16 +197,17 @@ def fast_model(
 EXTRAS: dict[str, str] = {'probabilities': 'WT, TC, ET along the fourth axis', 'entropy': 'mean entropy of WT, TC, ET in bits'}
 
 
-def _native_bytes(prediction: Prediction, kind: str) -> np.ndarray:
-    "Values in [0, 1] on the native grid as uint8, (X, Y, Z, C); one region at a time."
+def _native_bytes(prediction: Prediction, case: Case, kind: str) -> np.ndarray:
+    "Values in [0, 1] on the native grid as uint8, (X, Y, Z, C), zero outside the brain; one region at a time."
     record = prediction.model_case.record
     volumes = prediction.probabilities
     if kind == 'entropy':
         p = volumes.float().clamp(1e-6, 1 - 1e-6)
         volumes = -(p * p.log2() + (1 - p) * (1 - p).log2()).mean(0, keepdim=True)
-    out = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8)
+    out, brain = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8), _measured(case.image)
     for c, volume in enumerate(volumes):
         out[..., c] = (to_native(volume[None].cpu(), record)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        out[..., c] *= brain
     return out
 
 
@@ -196,7 +218,7 @@ def write_extra(
     kind: str,  # a key of `EXTRAS`
 ) -> Path:
     "Write probabilities or entropy as uint8 with a scale of 1/255, on the grid of the case."
-    values = _native_bytes(prediction, kind)
+    values = _native_bytes(prediction, case, kind)
     values = values[..., 0] if values.shape[-1] == 1 else values
     header = label_header(case.header, 'msd') if case.header is not None else nib.Nifti1Header()
     header.extensions.clear()

@@ -250,7 +250,8 @@ class SegmentationTask(pl.LightningModule):
         "Label map of a volume in model space, with the averaged weights."
         network, targets = self.averaged.eval(), self.config.loss.targets
         probabilities = predict_probabilities(network, image, self.config.infer, get_targets(targets).activation, self.device)
-        return regions_to_labels((to_regions(probabilities, targets) > 0.5).cpu().numpy())
+        masks = (to_regions(probabilities, targets) >= 0.5).cpu() & (image != 0).any(0).cpu()  # nothing outside the brain
+        return regions_to_labels(masks.numpy())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = describe(to_dict(self.config), {**self.provenance, 'git_revision': self._revision})

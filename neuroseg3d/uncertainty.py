@@ -199,7 +199,7 @@ def validation_case(
     truth, grid = labels_to_regions(seen.label[0].numpy()), seen.record.model
     brain = (seen.image != 0).any(0).numpy()
     within = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, grid.spacing_mm)
-    label = label_by_rules(p, seen, rules_of(model))
+    label = label_by_rules(p, case, seen, rules_of(model))
     volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x)) for x in (label, case.label)]
     predicted = masks_by_rules(p, seen, rules_of(model))
     return Validation(p, predicted, truth, brain, within, grid.voxel_ml, *volumes)
@@ -290,7 +290,7 @@ def assess_case(
     calibration = stored_calibration(model) if calibration is None else calibration
     seen, temperature = to_model_space(case, model.space), calibration.temperature if calibration else (1.0, 1.0, 1.0)
     doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature)
-    label = label_by_rules(doubt.raw, seen, rules_of(model))
+    label = label_by_rules(doubt.raw, case, seen, rules_of(model))
     volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
     p = calibration.apply(doubt.raw) if calibration else doubt.raw
     intervals = calibration.intervals_ml(volumes, p, seen.record.model.voxel_ml) if calibration else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
@@ -19,7 +20,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from neuroseg3d import windows
 from neuroseg3d.checkpoint import Model, load_model
 from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
-from neuroseg3d.infer import infer_cohort, infer_file, predict_case
+from neuroseg3d.infer import infer_cohort, infer_file, predict_case, write_extra
 from neuroseg3d.nifti import find_cases, read_case
 from neuroseg3d.phantom import make_phantom
 from neuroseg3d.transforms import Space, to_model_space
@@ -234,6 +235,26 @@ def test_memory_that_never_suffices_is_an_error():
 
     with pytest.raises(torch.OutOfMemoryError):
         predict_probabilities(Full(), torch.rand(4, 20, 21, 22), Windows(size=(16, 16, 16), batch=2), say=lambda line: None)
+
+
+def test_nothing_is_found_where_nothing_was_measured(phantom, tmp_path):
+    "A network that calls all it sees enhancing tumour, asked about voxels of 3 mm of a brain of 4 mm voxels: the brain and no more."
+    class Everywhere(torch.nn.Module):
+        def forward(self, x):
+            return torch.full_like(x[:, :3], 2.0)
+
+    asked = model((3.0, 3.0, 3.0), Everywhere())
+    for missing in ((), (0, 1, 3)):
+        image = phantom.image.copy()
+        image[list(missing)] = 0
+        case = replace(phantom, image=image)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            prediction = predict_case(asked, case, 'cpu')
+        assert np.array_equal(prediction.label > 0, (image != 0).any(0)) and set(np.unique(prediction.label)) == {0, 3}
+        for kind in ('probabilities', 'entropy'):
+            volume = nib.load(write_extra(tmp_path / 'extra.nii.gz', prediction, case, kind)).get_fdata()
+            assert not volume[~case.brain].any() and volume[case.brain].any()
 
 
 def test_the_starter_model_gives_the_same_mask_in_the_world(phantom):

@@ -42,6 +42,8 @@ def test_label_map_lies_on_the_patients_own_grid(study, model, tmp_path):
         assert label.header[field].tobytes() == source.header[field].tobytes(), field
     found = np.unique(np.asarray(label.dataobj))
     assert set(found) <= ({0, 1, 2, 4} if schema == 'brats2017' else {0, 1, 2, 3}) and len(found) > 1
+    measured = np.any([np.asanyarray(nib.load(p).dataobj) != 0 for p in study.images.values()], axis=0)
+    assert not np.asarray(label.dataobj)[~(measured.any(-1) if measured.ndim == 4 else measured)].any(), 'tumour in air'
     reference, ref_schema = study.label, None
     if study.id == 'TCGA-DU-7294':
         ref_schema = 'brats2017'
