@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .core import REGIONS, InputError, labels_to_regions
+from .core import REGIONS, InputError
 from .transforms import brain_box
 
 # %% auto #0

@@ -44,7 +44,7 @@ def work(tmp_path_factory) -> Path:
 def address(work):
     "Address of the dashboard, served by Voila."
     pytest.importorskip('voila', reason='Voila is not installed: the dashboard was not opened in a browser')
-    code = f"from neuroseg3d.dashboard import dashboard\ndashboard('cohort', 'pred', 'model.ckpt', 'out', device='cpu')"
+    code = "from neuroseg3d.dashboard import dashboard\ndashboard('cohort', 'pred', 'model.ckpt', 'out', device='cpu')"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)],
                                         metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'}})
     nbformat.write(notebook, work / 'review.ipynb')

@@ -239,6 +239,20 @@ def test_no_dangerous_or_sloppy_code(path):
             assert node.func.id not in ('exec', 'eval'), f'line {node.lineno}: {node.func.id}'
 
 
+CODE = [*SOURCES, *(p for d in ('tests', 'tools', 'benchmarks') for p in sorted((ROOT / d).glob('*.py')))]
+
+
+@pytest.mark.parametrize('path', CODE, ids=[p.relative_to(ROOT).with_suffix('').as_posix() for p in CODE])
+def test_nothing_is_imported_for_nobody(path):
+    lines, code = path.read_text(encoding='utf-8').splitlines(), tree(path)
+    used = {n.id for n in ast.walk(code) if isinstance(n, ast.Name)}
+    texts = ' '.join(n.value for n in ast.walk(code) if isinstance(n, ast.Constant) and isinstance(n.value, str))  # __all__, quoted types
+    for node in ast.walk(code):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and getattr(node, 'module', '') != '__future__' and 'noqa: F401' not in lines[node.lineno - 1]:
+            names = {(a.asname or a.name).split('.')[0] for a in node.names}
+            assert not {n for n in names - used if not re.search(rf'\b{n}\b', texts)}, f'line {node.lineno}: imported, but not used'
+
+
 # ---- what importing costs and needs
 
 DEVELOPMENT = ('nbdev', 'fastcore', 'pytest', 'execnb', 'jupytext', 'nbclient', 'hypothesis', 'surface_distance')

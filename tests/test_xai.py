@@ -17,9 +17,9 @@ from neuroseg3d import xai
 from neuroseg3d.checkpoint import KEY, Model, describe, save_checkpoint
 from neuroseg3d.cli import main, make_parser
 from neuroseg3d.config import to_dict
-from neuroseg3d.core import MODALITIES, Case, Geometry
+from neuroseg3d.core import Case, Geometry
 from neuroseg3d.losses import out_channels
-from neuroseg3d.transforms import Space, to_model_space
+from neuroseg3d.transforms import Space
 from neuroseg3d.unet import UNet, UNetConfig
 from neuroseg3d.windows import Windows
 
