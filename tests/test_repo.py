@@ -46,7 +46,7 @@ def module_of(path: Path) -> str | None:
 
 
 MODULES = {module_of(p): p for p in NOTEBOOKS if module_of(p)}
-SOURCES = sorted(p for p in (ROOT / PACKAGE).rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
+SOURCES = sorted(p for p in (ROOT / PACKAGE).rglob('*.py') if p.name not in ('__init__.py', '__main__.py', '_modidx.py'))
 each_module = pytest.mark.parametrize('path', SOURCES, ids=[p.stem for p in SOURCES])
 
 
@@ -304,6 +304,16 @@ print('modules', *sorted(m for m in sys.modules if '.' not in m))
     for command in ('demo', 'phantom', 'download', 'eda', 'train', 'infer', 'export', 'model', 'evaluate', 'calibrate', 'explain',
                     'report'):
         assert re.search(rf'\b{command}\b', text), f'--help does not mention {command}'
+
+
+def test_the_package_runs_as_a_module():
+    known = python('import runpy, sys; sys.argv = ["x", "--version"]; runpy.run_module("neuroseg3d", run_name="__main__")')
+    assert known == f'neuroseg3d {settings()["version"]}\n'
+    done = subprocess.run([sys.executable, '-m', PACKAGE, 'evaluate', '--pred', 'absent', '--ref', 'b', '--output_dir', 'o'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', 'neuroseg3d: error: absent: no such file or folder\n')
+    loaded = python(f'import sys, {PACKAGE}.__main__; print(*sorted(m for m in sys.modules if "." not in m))').split()
+    assert not set(loaded) & {*HEAVY, 'numpy', 'nibabel'}, '--help must answer at once'
 
 
 # ---- requirements and packaging
