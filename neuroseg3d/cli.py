@@ -272,9 +272,11 @@ def _windows(stored, config_dir, overrides):
 
 # %% ../nbs/16_cli.ipynb #6d68eacc
 def _evaluate(args, overrides) -> int:
-    from neuroseg3d.evaluate import compare, comparison_table, evaluate, summary_table
+    from neuroseg3d.evaluate import check_pairs, compare, comparison_table, evaluate, find_labels, pair_labels, summary_table
     options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
                'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain}
+    if args.compare:  # before work on the others
+        check_pairs(pair_labels(find_labels(args.compare), find_labels(args.ref)), args.pred_schema, args.ref_schema, args.over_brain)
     rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options)
     print(summary_table(summary))
     if args.compare:
@@ -325,9 +327,12 @@ def _explain(args, overrides) -> int:
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.infer import choose_device
     from neuroseg3d.models import resolve_models
+    from neuroseg3d.nifti import check_case
     from neuroseg3d.xai import explain_file
     warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
     studies = find_inputs(args.input_image, args.allow_missing)
+    for study in studies:  # before minutes of work on those that come first
+        check_case(study, with_label=False, allow_missing=args.allow_missing)
     choose_device(args.device)
     model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
     bars = {}

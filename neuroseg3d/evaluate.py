@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .core import LABEL_NAMES, REGIONS, InputError, Label, get_schema
+from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label, get_schema
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
-from .nifti import Study, file_role, find_cases, find_study, read_case, read_label, stem
+from .nifti import Study, check_case, check_label, file_role, find_cases, find_study, read_case, read_label, stem
 from .split import Split, file_digest, load_split
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes', 'studies_not_trained_on',
-           'read_manifest', 'find_training_cases', 'evaluate_pair', 'evaluate', 'write_metrics', 'confusion_rows',
-           'summary_table', 'compare', 'comparison_table']
+           'read_manifest', 'find_training_cases', 'evaluate_pair', 'check_pairs', 'evaluate', 'write_metrics',
+           'confusion_rows', 'summary_table', 'compare', 'comparison_table']
 
 # %% ../nbs/11a_evaluate.ipynb #66afaba7
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def studies_not_trained_on(
     data: str | Path,  # a cohort
     split: str | Path | None = None,  # the split file; None looks beside the checkpoint and in the cohort
 ) -> list[Study]:  # with references
-    "The labelled studies of a cohort that a model has not seen in training."
+    "The labelled studies of a cohort that a model has not seen in training, each of which can be read as far as headers and schema tell."
     from neuroseg3d.infer import trained_on
     hashes = training_hashes(trained_on(model.descriptions), [split, *model.paths, data])
     if hashes is None:
@@ -140,6 +140,8 @@ def studies_not_trained_on(
     unseen = [s for s in labelled if not hashes & {file_digest(p) for p in dict.fromkeys(s.images.values())}]
     if not unseen:
         raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model')
+    for study in unseen:
+        check_case(study)
     return unseen
 
 # %% ../nbs/11a_evaluate.ipynb #dca6268a
@@ -212,10 +214,34 @@ def _read_pair(prediction: LabelFile, reference: LabelFile, pred_schema: str | N
     "Both label maps with canonical ids, and the edges of their voxels in mm."
     ours, grid, _ = read_label(prediction.path, pred_schema, prediction.schema)
     truth, other, _ = read_label(reference.path, ref_schema, reference.schema)
+    _check_grids(prediction, grid, reference, other)
+    return ours, truth, grid.spacing_mm
+
+
+def _check_grids(prediction: LabelFile, grid: Geometry, reference: LabelFile, other: Geometry) -> None:
     if not grid.same_grid(other, tolerance_mm=0.01):
         found = f'shape {grid.shape}' if grid.shape != other.shape else f'a grid {grid.distance_mm(other):.3g} mm away'
         raise InputError(f'{prediction.path}: found {found}; expected the grid of {reference.path}, shape {other.shape}')
-    return ours, truth, grid.spacing_mm
+
+
+def check_pairs(
+    pairs: Iterable[tuple[str, LabelFile, LabelFile]],  # of `pair_labels`
+    pred_schema: str | None = None,  # as for `evaluate`
+    ref_schema: str | None = None,  # as for `evaluate`
+    over_brain: bool = False,  # as for `evaluate`
+) -> None:
+    "Refuse what cannot be scored before the first case is: files, grids, label schemas."
+    for _, ours, truth in pairs:
+        grids = (check_label(ours.path, pred_schema, ours.schema)[0], check_label(truth.path, ref_schema, truth.schema)[0])
+        _check_grids(ours, grids[0], truth, grids[1])
+        if over_brain:
+            check_case(_study_of(truth), ref_schema)
+
+
+def _study_of(file: LabelFile) -> Study:
+    if file.study is None:
+        raise InputError(f'{file.path}: comes without images, so there is no brain to count over; expected a reference in a cohort folder')
+    return file.study
 
 
 def evaluate(
@@ -236,6 +262,7 @@ def evaluate(
         get_schema(schema)
     predictions, references = find_labels(pred), find_labels(ref)
     pairs = pair_labels(predictions, references)
+    check_pairs(pairs, pred_schema, ref_schema, over_brain)
     known = _guard(pairs, pred, ref, split, fold, allow_training)
     rows: list[dict] = []
     counts: dict[str, dict[str, np.ndarray]] = {}
@@ -257,9 +284,7 @@ def _counts(ours: np.ndarray, truth: np.ndarray, file: LabelFile | None) -> dict
     "Confusion of a case as counts: over the union of both tumours and, for a reference whose images are known, over the brain."
     found = {'tumour': voxel_confusion(ours, truth, None, None)}
     if file is not None:
-        if file.study is None:
-            raise InputError(f'{file.path}: comes without images, so there is no brain to count over; expected a reference in a cohort folder')
-        found['brain'] = voxel_confusion(ours, truth, read_case(file.study, with_label=False).brain, None)
+        found['brain'] = voxel_confusion(ours, truth, read_case(_study_of(file), with_label=False).brain, None)
     return found
 
 

@@ -28,7 +28,8 @@ PathLike = str | Path
 
 # %% auto #0
 __all__ = ['PathLike', 'ALIASES', 'stem', 'file_role', 'Study', 'find_study', 'find_cases', 'read_header', 'grid_shape',
-           'infer_schema', 'stored_schema', 'read_label', 'read_case', 'label_header', 'write_label', 'save_atomically']
+           'infer_schema', 'stored_schema', 'read_label', 'check_label', 'read_case', 'check_case', 'label_header',
+           'write_label', 'save_atomically']
 
 # %% ../nbs/01_nifti.ipynb #7ec593df
 #: Words in file names (and in dataset.json) that name each sequence.
@@ -484,7 +485,7 @@ def infer_schema(
     if not fitting:
         raise InputError(f'{path}: unknown label values: found {shown}, expected those of '
                          + ' or '.join(f'{s.name} {s.values}' for s in SCHEMAS.values()))
-    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line evaluate --ref_schema or --pred_schema, train --data.schema, eda --schema)')
+    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line evaluate and report --ref_schema or --pred_schema, train --data.schema, eda --schema)')
 
 
 def stored_schema(
@@ -512,16 +513,40 @@ def read_label(
 ) -> tuple[np.ndarray, Geometry, str]:  # canonical ids uint8 (X, Y, Z), its grid, its schema
     "A label map in canonical ids."
     path = Path(path)
+    header, grid = _read_label_header(path)
+    values, found = _read_ids(path, grid.shape)
+    name = schema or stored_schema(header) or implied or infer_schema(found, path)
+    return to_canonical(values, name, str(path)), grid, name
+
+
+def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
     header = read_header(path)
     shape = grid_shape(header, path)
     _check_memory(path, header)
+    return header, _geometry(header, shape)
+
+
+def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    "Voxels of a label map as they are stored, and the ids that occur."
     values = next(_volumes(path, dtype=None)).reshape(shape)
     found = np.unique(values)
     if not np.isfinite(found).all() or (found != np.round(found)).any():
         raise InputError(f'{path}: found fractional or non-finite label values such as '
                          f'{found[found != np.round(found)][0]:g}, expected integers')
-    name = schema or stored_schema(header) or implied or infer_schema(found, path)
-    return to_canonical(values, name, str(path)), _geometry(header, shape), name
+    return values, found
+
+
+def check_label(
+    path: PathLike,  # label map, 3-D
+    schema: str | None = None,  # its schema, as for `read_label`
+    implied: str | None = None,  # schema that the layout implies
+) -> tuple[Geometry, str]:  # its grid, its schema
+    "What `read_label` would refuse by header or schema; voxels are read only where nothing else tells the schema."
+    path = Path(path)
+    header, grid = _read_label_header(path)
+    name = schema or stored_schema(header) or implied or infer_schema(_read_ids(path, grid.shape)[1], path)
+    get_schema(name)
+    return grid, name
 
 # %% ../nbs/01_nifti.ipynb #4cfe8310
 def read_case(
@@ -533,14 +558,7 @@ def read_case(
 ) -> Case:
     "Read and check a study in any supported layout."
     study = source if isinstance(source, Study) else find_study(source, label, schema, allow_missing=allow_missing)
-    if not allow_missing:
-        _check_complete(study.images)
-    headers = {path: read_header(path) for path in dict.fromkeys(study.images.values())}
-    channels = len(study.images) if study.is_4d else 1
-    grids = {path: _geometry(h, grid_shape(h, path, channels)) for path, h in headers.items()}
-    geometry = _check_grids(grids)
-    for path, header in headers.items():
-        _check_memory(path, header)
+    headers, geometry = _read_headers(study, allow_missing)
     annotation, known = None, schema or study.schema
     if with_label and study.label is not None:
         annotation, grid, known = read_label(study.label, schema, study.schema)
@@ -550,6 +568,31 @@ def read_case(
         raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
     return Case(study.id, image, geometry, annotation, known, next(iter(headers.values())), sources)
+
+
+def _read_headers(study: Study, allow_missing: bool) -> tuple[dict[Path, nib.Nifti1Header], Geometry]:
+    "Headers of all images of a study, and the one grid of them."
+    if not allow_missing:
+        _check_complete(study.images)
+    headers = {path: read_header(path) for path in dict.fromkeys(study.images.values())}
+    channels = len(study.images) if study.is_4d else 1
+    geometry = _check_grids({path: _geometry(h, grid_shape(h, path, channels)) for path, h in headers.items()})
+    for path, header in headers.items():
+        _check_memory(path, header)
+    return headers, geometry
+
+
+def check_case(
+    study: Study,  # of `find_study` or `find_cases`
+    schema: str | None = None,  # label schema; None takes what file or layout say
+    with_label: bool = True,  # False ignores a label that is there
+    allow_missing: bool = False,  # as for `read_case`
+) -> Geometry:  # its grid
+    "What `read_case` would refuse by headers or label schema, in milliseconds: for a whole cohort before work on its first case."
+    headers, geometry = _read_headers(study, allow_missing)
+    if with_label and study.label is not None:
+        _check_grids({next(iter(headers)): geometry, study.label: check_label(study.label, schema, study.schema)[0]})
+    return geometry
 
 # %% ../nbs/01_nifti.ipynb #d892c7c2
 def label_header(

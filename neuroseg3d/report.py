@@ -20,18 +20,18 @@ import torch
 from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _confusion, _figure, _flag_list, _number, _provenance,
                                  _section, quality_flags, write_case, write_page)
 from .checkpoint import Model
-from .core import REGIONS, InputError, labels_to_regions
+from .core import REGIONS, Geometry, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
 from .metrics import overlap, score_case, summarise, voxel_confusion
 from .infer import trained_on
-from .nifti import Study, find_cases, read_case, read_label
+from .nifti import Study, check_case, check_label, find_cases, read_case, read_label
 from .uncertainty import assess_case, coin_entropy, expected_dices
 from .viz import page_head, page_tail, show_planes
 from .xai import shapley_values
 
 # %% auto #0
-__all__ = ['CohortRow', 'in_order', 'cohort_html', 'write_report', 'read_results', 'report_cohort']
+__all__ = ['CohortRow', 'in_order', 'cohort_html', 'write_report', 'read_results', 'check_results', 'report_cohort']
 
 # %% ../nbs/14_report.ipynb #694a2dfb
 @dataclass
@@ -263,23 +263,44 @@ def read_results(
     attribute: bool = True,  # with a model: also which sequence drove which region, 16 predictions a case
 ) -> Iterator[CaseResult]:
     "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
+    pairs, manifest = _paired(pred, data), read_manifest(pred)
+    for study, file in pairs:  # nothing here holds on to a case while the next one is read
+        entry = manifest.get(study.id, {})
+        yield _with_more(_read_result(study, file, entry, pred_schema, ref_schema), file.path, entry, model, attribute)
+
+
+def _paired(pred: str | Path, data: str | Path) -> list[tuple[Study, LabelFile]]:
+    "Each prediction with the case that it is of."
     predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all', allow_missing=True)}
     orphans = sorted(set(predictions) - set(studies))
     if orphans:
         raise InputError(f'{data}: found no case for the prediction(s) {", ".join(orphans[:3])}; '
                          f'it has {", ".join(sorted(studies)[:3])} and so on')
-    manifest = read_manifest(pred)
-    for name, file in sorted(predictions.items()):  # nothing here holds on to a case while the next one is read
-        entry = manifest.get(name, {})
-        yield _with_more(_read_result(studies[name], file, entry, pred_schema, ref_schema), file.path, entry, model, attribute)
+    return [(studies[name], file) for name, file in sorted(predictions.items())]
+
+
+def check_results(
+    pred: str | Path,  # as for `read_results`
+    data: str | Path,  # as for `read_results`
+    pred_schema: str | None = None,  # as for `read_results`
+    ref_schema: str | None = None,  # as for `read_results`
+) -> None:
+    "Refuse what `read_results` could not read, before work on the first case: files, grids, label schemas."
+    for study, file in _paired(pred, data):
+        grid = check_case(study, ref_schema, allow_missing=True)
+        _check_grid(file, check_label(file.path, pred_schema, file.schema)[0], grid)
+
+
+def _check_grid(file: LabelFile, grid: Geometry, of_case: Geometry) -> None:
+    if not grid.same_grid(of_case, tolerance_mm=0.01):
+        raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {of_case.shape}')
 
 
 def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
     "A label map with its case and, where there is a reference, its scores."
     case = read_case(study, schema=ref_schema, allow_missing=True)
     prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
-    if not grid.same_grid(case.geometry, tolerance_mm=0.01):
-        raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
+    _check_grid(file, grid, case.geometry)
     rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=study.id) if case.label is not None else []
     return CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
 
@@ -384,6 +405,8 @@ def report_cohort(
     say: Callable[[str], None] | None = None,  # gets a line a case, when its page is written
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
+    for folder in (pred, compare_with) if compare_with is not None else (pred,):
+        check_results(folder, data, pred_schema, ref_schema)
     seen, unknown = _trained_on(pred, data, split, model)
     warned, other = _trained_warnings(seen, unknown, allow_training), None
     if compare_with is not None:

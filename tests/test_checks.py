@@ -1,0 +1,117 @@
+"What is wrong with the last case of a cohort is said before any work on the first."
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from balls import ball_case
+
+from neuroseg3d import evaluate, nifti, report, xai
+from neuroseg3d.checkpoint import Model
+from neuroseg3d.cli import main
+from neuroseg3d.core import InputError
+from neuroseg3d.nifti import find_cases, read_case, write_label
+from neuroseg3d.split import make_split, save_split
+from neuroseg3d.transforms import Space
+from neuroseg3d.unet import UNet, UNetConfig
+from neuroseg3d.windows import Windows
+
+AFFINE = np.diag([6.0, 6, 6, 1])
+AMBIGUOUS = r'C_seg.nii.gz: ambiguous label schema: ids 0, 1, 2, 3 fit msd and brats2023; name the schema'
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    "Three cases as four files each, and predictions of them; ids of the first two tell their schema, those of the last do not."
+    for seed, name in enumerate('ABC'):
+        image, label = ball_case(seed)
+        folder = tmp_path / 'cohort' / name
+        folder.mkdir(parents=True)
+        for channel, modality in enumerate(('flair', 't1', 't1gd', 't2')):
+            nib.save(nib.Nifti1Image(image[..., channel], AFFINE), folder / f'{name}_{modality}.nii.gz')
+        nib.save(nib.Nifti1Image(label, AFFINE), folder / f'{name}_seg.nii.gz')
+    for study in find_cases(tmp_path / 'cohort'):
+        case = read_case(study, with_label=False)
+        write_label(tmp_path / 'pred' / f'{study.id}.nii.gz', read_case(study, schema='msd').label, case, 'msd')
+    for name in 'AB':  # a file that this library wrote carries its schema
+        case = read_case(tmp_path / 'cohort' / name, with_label=False)
+        write_label(tmp_path / 'cohort' / name / f'{name}_seg.nii.gz', np.zeros_like(case.brain, np.uint8), case, 'msd')
+    return tmp_path / 'cohort'
+
+
+def forbid(monkeypatch, module, *names: str) -> None:
+    "Work that must not begin."
+    for name in names:
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f'{name} was called before all was checked'))
+
+
+def said(capsys, *words: object) -> str:
+    "The one line in which a command refuses."
+    assert main([str(w) for w in words]) == 2
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1, line
+    return line
+
+
+def shorten(path: Path) -> None:
+    "A file with one slice less."
+    nib.save(nib.load(path).slicer[:-1], path)
+
+
+@pytest.mark.parametrize('fault', ['schema', 'label', 'sequence', 'prediction', 'compared'])
+def test_report(cohort, monkeypatch, capsys, fault):
+    pred, options = cohort.parent / 'pred', []
+    if fault == 'compared':
+        (cohort.parent / 'other').mkdir()
+        (pred / 'C.nii.gz').rename(cohort.parent / 'other' / 'C.nii.gz')
+        options = ['--compare', cohort.parent / 'other']
+    if fault != 'schema':
+        options += ['--ref_schema', 'msd']
+        shorten({'label': cohort / 'C' / 'C_seg.nii.gz', 'sequence': cohort / 'C' / 'C_t2.nii.gz', 'prediction': pred / 'C.nii.gz',
+                 'compared': cohort.parent / 'other' / 'C.nii.gz'}[fault])
+    forbid(monkeypatch, nifti, '_read_images')
+    forbid(monkeypatch, report, 'read_case', 'score_case', 'write_case', 'assess_case')
+    line = said(capsys, 'report', '--pred', pred, '--data', cohort, '--output_dir', cohort.parent / 'out', *options)
+    where = {'schema': AMBIGUOUS, 'label': 'C_seg.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)',
+             'sequence': 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)'}.get(
+        fault, 'C.nii.gz: found shape (25, 31, 23), expected the grid of its case, (26, 31, 23)')
+    assert where in line and not (cohort.parent / 'out').exists()
+
+
+@pytest.mark.parametrize('fault', ['schema', 'grid', 'compared', 'images'])
+def test_evaluate(cohort, monkeypatch, capsys, fault):
+    pred, options = cohort.parent / 'pred', [] if fault == 'schema' else ['--ref_schema', 'msd']
+    if fault == 'compared':
+        nib.save(nib.load(pred / 'C.nii.gz').slicer[:-1], cohort.parent / 'C.nii.gz')
+        options += ['--compare', cohort.parent / 'C.nii.gz']
+    if fault == 'grid':
+        shorten(pred / 'C.nii.gz')
+    if fault == 'images':
+        shorten(cohort / 'C' / 'C_t1.nii.gz')
+        options += ['--over_brain']
+    forbid(monkeypatch, evaluate, 'score_case', 'read_label')
+    line = said(capsys, 'evaluate', '--pred', pred, '--ref', cohort, '--output_dir', cohort.parent / 'out', *options)
+    where = {'schema': AMBIGUOUS, 'images': 'C_t1.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)'}
+    assert where.get(fault, 'C.nii.gz: found shape (25, 31, 23); expected the grid of') in line and not (cohort.parent / 'out').exists()
+
+
+def test_explain(cohort, monkeypatch, capsys):
+    shorten(cohort / 'C' / 'C_t2.nii.gz')
+    forbid(monkeypatch, xai, 'explain_file')
+    line = said(capsys, 'explain', '--input_image', cohort, '--output_dir', cohort.parent / 'out')
+    assert 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)' in line
+
+
+def test_calibrate(cohort):
+    split = make_split(find_cases(cohort), 2)
+    save_split(split, cohort.parent / 'split.json')
+    network = UNet(UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2))).eval()
+    fold = next(f for f in range(2) if 'C' in split.val(f))
+    model = Model([network], Space((6.0, 6.0, 6.0)), Windows(), 'regions', [{'split_sha256': split.digest, 'fold': fold}],
+                  [cohort.parent / 'split.json'])
+    with pytest.raises(InputError, match=AMBIGUOUS):  # of the cases that it was not trained on, before any is segmented
+        evaluate.studies_not_trained_on(model, cohort)
+
+
