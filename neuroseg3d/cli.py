@@ -274,9 +274,10 @@ def _windows(stored, config_dir, overrides):
 def _evaluate(args, overrides) -> int:
     from neuroseg3d.evaluate import check_pairs, compare, comparison_table, evaluate, find_labels, pair_labels, summary_table
     options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
-               'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain}
+               'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain, 'allow_unpaired': args.allow_unpaired}
     if args.compare:  # before work on the others
-        check_pairs(pair_labels(find_labels(args.compare), find_labels(args.ref)), args.pred_schema, args.ref_schema, args.over_brain)
+        pairs = pair_labels(find_labels(args.compare), find_labels(args.ref), args.allow_unpaired)
+        check_pairs(pairs, args.pred_schema, args.ref_schema, args.over_brain)
     rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options)
     print(summary_table(summary))
     if args.compare:
@@ -483,6 +484,7 @@ def _add_review_commands(commands) -> None:
     evaluate.add_argument('--fold', type=int, help='fold that was held out (default: what the manifest beside the predictions says)')
     evaluate.add_argument('--ref', required=True, help='label map(s): a file, a folder, or a cohort')
     evaluate.add_argument('--over_brain', action='store_true', help='confusion.csv over the brain too: reads the images of the cohort in --ref')
+    evaluate.add_argument('--allow_unpaired', action='store_true', help='leave out predictions without a reference (summary.json names them)')
     evaluate.add_argument('--empty', choices=('brats', 'nan'), default='brats', help='policy for empty masks')
     report.add_argument('--data', required=True, help='the cohort that was segmented, in any supported layout')
     report.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help='the model that made them: adds uncertainty and attribution')

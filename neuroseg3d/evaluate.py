@@ -78,16 +78,22 @@ def _schema_beside(path: Path) -> str | None:
 def pair_labels(
     predictions: dict[str, LabelFile],  # by case
     references: dict[str, LabelFile],  # by case; there may be more
+    allow_unpaired: bool = False,  # leave out predictions without a reference
 ) -> list[tuple[str, LabelFile, LabelFile]]:  # case, prediction, reference
-    "Predictions with their references; a prediction without one is an error."
+    "Predictions with their references; a prediction without one is an error, unless that is allowed."
     if len(predictions) == len(references) == 1:  # two files: their names need not agree
         return [(next(iter(predictions)), *predictions.values(), *references.values())]
     orphans = sorted(set(predictions) - set(references))
-    if orphans:
-        known = ', '.join(sorted(references)[:3])
-        raise InputError(f'{len(orphans)} prediction(s) without a reference: {", ".join(orphans[:3])}; '
-                         f'there are references such as {known}')
-    return [(case, predictions[case], references[case]) for case in sorted(predictions)]
+    if orphans and (len(orphans) == len(predictions) or not allow_unpaired):
+        remedy = '' if len(orphans) == len(predictions) else '; to leave them out, ask for it with allow_unpaired (--allow_unpaired)'
+        raise InputError(f'{len(orphans)} prediction(s) without a reference: {_some(orphans)}; '
+                         f'there are references such as {", ".join(sorted(references)[:3])}{remedy}')
+    return [(case, predictions[case], references[case]) for case in sorted(set(predictions) & set(references))]
+
+
+def _some(cases: Sequence[str]) -> str:
+    "The first three names of many."
+    return ', '.join(cases[:3]) + (', ...' if len(cases) > 3 else '')
 
 # %% ../nbs/11a_evaluate.ipynb #7fc2bfe3
 def find_split(
@@ -191,7 +197,7 @@ def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path
                          'names, or there is no manifest and no fold was given')
     if seen and not allowed:
         raise InputError(f'{len(seen)} of {len(pairs)} cases were trained on by the model that predicted them: '
-                         f'{", ".join(seen[:3])}{", ..." if len(seen) > 3 else ""}; their scores say nothing about new patients. Leave them '
+                         f'{_some(seen)}; their scores say nothing about new patients. Leave them '
                          'out, or ask for it with allow_training (--allow_training)')
     without = {case: manifest[case]['missing'] for case, *_ in pairs if manifest.get(case, {}).get('missing')}
     return {'training_cases': seen, 'not_known_whether_trained_on': unknown, 'predicted_without': without}
@@ -256,12 +262,13 @@ def evaluate(
     fold: int | None = None,  # fold that was held out; None: what the manifest beside the predictions says
     allow_training: bool = False,  # score cases that the model was trained on as well
     over_brain: bool = False,  # confusion of labels over the brain too; reads the images that the references belong to
+    allow_unpaired: bool = False,  # leave out predictions without a reference; the summary names them
 ) -> tuple[list[dict], dict]:  # rows, summary
     "Score predictions against references."
     for schema in filter(None, (pred_schema, ref_schema)):
         get_schema(schema)
     predictions, references = find_labels(pred), find_labels(ref)
-    pairs = pair_labels(predictions, references)
+    pairs = pair_labels(predictions, references, allow_unpaired)
     check_pairs(pairs, pred_schema, ref_schema, over_brain)
     known = _guard(pairs, pred, ref, split, fold, allow_training)
     rows: list[dict] = []
@@ -272,12 +279,18 @@ def evaluate(
         counts[case] = _counts(*both[:2], truth if over_brain else None)
         if report:
             report(f'[{number}/{len(pairs)}] {case}')
-    unscored = sorted(set(references) - {c for c, *_ in pairs}) if len(references) > 1 else []
-    summary = {**summarise(rows), 'empty_masks': empty, 'references_without_prediction': unscored, **known,
+    summary = {**summarise(rows), 'empty_masks': empty, **_left_out(predictions, references, pairs), **known,
                'voxel_confusion': {over: _confusion(sum(c[over] for c in counts.values())) for over in counts[case]}}
     if output_dir is not None:
         write_metrics(rows, summary, Path(output_dir), counts)
     return rows, summary
+
+
+def _left_out(predictions: Mapping, references: Mapping, pairs: Sequence) -> dict[str, list[str]]:
+    "Cases of either side that are not scored."
+    scored = {id(file) for _, *both in pairs for file in both}
+    found = {'references_without_prediction': references, 'predictions_without_reference': predictions}
+    return {name: sorted(case for case, file in files.items() if id(file) not in scored) for name, files in found.items()}
 
 
 def _counts(ours: np.ndarray, truth: np.ndarray, file: LabelFile | None) -> dict[str, np.ndarray]:
@@ -356,6 +369,9 @@ def summary_table(
                         for name, s in ((n, summary[n]) for n in structures))
     lines.append(f'Lesions by the rule of BraTS 2023: {lesions}. Each that is missed or invented, were it a speck, counts as Dice 0 '
                  f'and {LESION_WORST_MM:.0f} mm')
+    for kind, other in (('reference', 'prediction'), ('prediction', 'reference')):
+        if left := summary[f'{kind}s_without_{other}']:
+            lines.append(f'Left out: {len(left)} {kind}(s) without a {other}: {_some(left)}')
     if summary['training_cases']:
         lines.append(f"WARNING: {len(summary['training_cases'])} case(s) were trained on: no estimate for new patients")
     if summary['not_known_whether_trained_on']:

@@ -1,6 +1,7 @@
 "What is wrong with the last case of a cohort is said before any work on the first."
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -115,3 +116,18 @@ def test_calibrate(cohort):
         evaluate.studies_not_trained_on(model, cohort)
 
 
+
+
+def test_what_has_no_partner_is_left_out_aloud(cohort, capsys):
+    words = ['evaluate', '--pred', cohort.parent / 'pred', '--ref', cohort, '--output_dir', cohort.parent / 'out', '--ref_schema', 'msd']
+    (cohort / 'C' / 'C_seg.nii.gz').unlink()
+    (cohort.parent / 'pred' / 'A.nii.gz').unlink()
+    assert '1 prediction(s) without a reference: C; ' in said(capsys, *words)
+    assert not (cohort.parent / 'out').exists()
+    assert main([str(w) for w in words] + ['--allow_unpaired']) == 0
+    told, summary = capsys.readouterr().out, json.loads((cohort.parent / 'out' / 'summary.json').read_text())
+    assert summary['predictions_without_reference'] == ['C'] and 'Left out: 1 prediction(s) without a reference: C\n' in told
+    assert summary['references_without_prediction'] == ['A'] and 'Left out: 1 reference(s) without a prediction: A\n' in told
+    assert summary['WT']['n'] == 1
+    (cohort.parent / 'pred' / 'B.nii.gz').unlink()
+    assert '1 prediction(s) without a reference: C; ' in said(capsys, *words, '--allow_unpaired')  # nothing would be left
