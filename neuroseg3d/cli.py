@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,9 +103,19 @@ def _download(args, overrides) -> int:
 
 
 def _eda(args, overrides) -> int:
+    import json
+
     from neuroseg3d.eda import write_eda
-    print(write_eda(args.data, args.output_dir, report=print, schema=args.schema))
-    return 0
+    page = write_eda(args.data, args.output_dir, report=print, schema=args.schema)
+    print(page)
+    return _tell_failures(json.loads((page.parent / 'fingerprint.json').read_text(encoding='utf-8'))['failed'])
+
+
+def _tell_failures(failures: Mapping[str, str]) -> int:
+    "A line on stderr for each case that failed; the exit code."
+    for case, error in failures.items():
+        print(f'neuroseg3d: failed: {case}: {error}', file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _train(args, overrides) -> int:
@@ -158,9 +168,7 @@ def _infer(args, overrides) -> int:
         return 0
     with _case_bar(len(studies), launched().world_size == 1) as report:
         failures = infer_cohort(model, studies, args.output_dir, report=report, **options)
-    for case, error in failures.items() if launched().rank == 0 else ():
-        print(f'neuroseg3d: failed: {case}: {error}', file=sys.stderr)
-    return 1 if failures else 0
+    return _tell_failures(failures) if launched().rank == 0 else int(bool(failures))
 
 
 @contextmanager
@@ -382,8 +390,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _command(commands, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
     "Add a command to the parser."
-    parser = commands.add_parser(name, help=text, description=f'{text}. {_NOTICE}', epilog=f'example: {example}',
-                                 allow_abbrev=False)
+    more = ' Cases that fail are named on stderr and in the end by exit code 1; the others are done.' if name in ('infer', 'eda') else ''
+    parser = commands.add_parser(name, help=text, description=f'{text}.{more} {_NOTICE}', epilog=f'example: {example}', allow_abbrev=False)
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.set_defaults(run=run, overridable=False)
     return parser
@@ -525,7 +533,8 @@ def _add_infer_options(infer) -> None:
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
     parser = _Parser('neuroseg3d', allow_abbrev=False, description=f'3D brain-tumour segmentation. {_NOTICE}',
-                                     epilog='neuroseg3d COMMAND --help tells the options of a command')
+                                     epilog='neuroseg3d COMMAND --help tells the options of a command. Exit code: 0 done, 1 failed '
+                                            '(a case of a cohort, for infer and eda, where the others are done), 2 a mistake in what was given, 130 interrupted')
     parser.add_argument('--version', action='version', version=f'neuroseg3d {__version__}')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)

@@ -245,6 +245,7 @@ def fingerprint(
     "What a cohort holds, what stands out in it, and what is there twice."
     records, thumbnails, failed = [], [], {}
     for number, study in enumerate(studies, 1):
+        remarks = []
         try:
             case, remarks = _load(study)
             records.append({**describe_case(case), 'layout': getattr(study, 'layout', None), 'remarks': remarks})
@@ -252,7 +253,7 @@ def fingerprint(
         except Exception as error:  # whatever is wrong with one case, the cohort is described
             failed[study.id] = str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'
         if report:
-            report(f'[{number}] {study.id}{": " + failed[study.id] if study.id in failed else ""}')
+            report(': '.join([f'[{number}] {study.id}', *([failed[study.id]] if study.id in failed else remarks)]))
     return {'n': len(records), 'failed': failed, 'summary': summarise_cohort(records), 'outliers': find_outliers(records),
             'duplicates': find_duplicates(records, thumbnails), 'cases': records}
 
