@@ -171,6 +171,12 @@ class Calibration:
     note: str = ''  # on how the cases were held out
     curves: dict[str, list] = field(default_factory=dict)  # region -> two reliability diagrams, before and after
 
+    def __repr__(self) -> str:
+        heat, before, after = ('/'.join(f'{v:.{n}f}' for v in x) for x, n in ((self.temperature, 2), (self.ece_before, 3), (self.ece_after, 3)))
+        widths = '/'.join(f'{q:.1f}' for q in self.quantile)
+        return (f'Calibration(WT/TC/ET: temperature {heat}, calibration error {before} -> {after}, {1 - self.alpha:.0%} intervals of {widths} '
+                f'doubts; {self.n_cases} cases, {self.members} network(s), flips {" ".join(self.flips)})')
+
     def to_dict(self) -> dict[str, Any]:
         "As values that JSON and a checkpoint can hold."
         return {k: [x if isinstance(x, str) or np.isfinite(x) else None for x in v] if isinstance(v, tuple) else v

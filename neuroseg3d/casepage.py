@@ -62,6 +62,10 @@ class CaseResult:
         if self.reference is None:
             self.reference = self.case.label
 
+    def __repr__(self) -> str:
+        volumes = ', '.join(f'{r} {self.volume_ml(r):.1f} mL' + (f' (Dice {self.score(r, "dice"):.2f})' if self.compared else '') for r in REGIONS)
+        return f'CaseResult({self.case.id}: {volumes}{"" if self.compared else "; no reference"})'
+
     @property
     def compared(self) -> bool:
         "Whether there is a reference, with scores."

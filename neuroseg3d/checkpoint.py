@@ -139,6 +139,15 @@ class Model:
     paths: list[Path]
     thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REGIONS, 0.5))  # probability that is enough
 
+    def __repr__(self) -> str:
+        weights = [list(n.parameters()) for n in self.networks]
+        millions, places = [sum(p.numel() for p in w) / 1e6 for w in weights], sorted({str(p.device) for w in weights for p in w})
+        spacing, size = ('x'.join(f'{v:g}' for v in x) for x in (self.space.spacing_mm, self.windows.size))
+        names = ', '.join(dict.fromkeys(p.name for p in self.paths)) or 'no file'
+        return (f'Model({names}: {len(weights)} network{"s" * (len(weights) != 1)} of {" and ".join(dict.fromkeys(f"{m:.2f}" for m in millions))} M '
+                f'parameters on {", ".join(places) or "no device"}, targets {self.targets}, {spacing} mm, windows {size}, '
+                f'flips {" ".join(self.windows.flips)})')
+
 
 def averaged_weights(
     content: Mapping[str, Any],  # a loaded checkpoint

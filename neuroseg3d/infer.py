@@ -49,6 +49,11 @@ class Prediction:
     model_case: ModelCase  # what the network saw, and the way back
     calibration: Calibration | None = None  # that the probabilities went through
 
+    def __repr__(self) -> str:
+        shape, seen = ('x'.join(map(str, s)) for s in (self.label.shape, self.probabilities.shape[1:]))
+        return (f'Prediction({self.model_case.id}: {self.volumes_text.replace("  ", ", ")}; label {shape}, probabilities {seen}, '
+                f'{"calibrated" if self.calibration else "not calibrated"})')
+
     @property
     def volumes_ml(self) -> dict[str, float]:
         "Volume of each region in mL."

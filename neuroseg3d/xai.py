@@ -127,6 +127,10 @@ class Shapley:
     map: Tensor | None = None  # float32 (4, x, y, z), model space: share of each sequence in the probability of `region`
     region: str | None = None  # that the map is of
 
+    def __repr__(self) -> str:
+        shares = [f'{r}: {", ".join(f"{m} {v:+.2f}" for m, v in shares.items())}' for r, shares in self.values.items()]
+        return f'Shapley({self.case_id}: share of each sequence in the mean probability; {"; ".join(shares) or "no region found"})'
+
     @property
     def values(self) -> dict[str, dict[str, float]]:
         "Region -> sequence -> share of the support."
@@ -306,6 +310,10 @@ class Question:
     label: np.ndarray  # uint8 (x, y, z): what the model predicts, in model space
     device: torch.device
 
+    def __repr__(self) -> str:
+        ml = float(self.mask.sum()) * self.seen.record.model.voxel_ml
+        return f'Question({self.seen.id}: {self.region}, {ml:.1f} mL in {int(self.mask.sum())} voxels, asked of {", ".join(p.name for p in self.model.paths) or "a model"} on {self.device})'
+
     @cached_property
     def parts(self) -> list[Part]:
         "The windows that hold voxels asked about."
@@ -406,6 +414,12 @@ class Attribution:
     facts: dict[str, float | str] = field(default_factory=dict)  # of the method, such as the gap in completeness
     sanity: Sanity | None = None
     shapley: Shapley | None = None  # the numbers behind a map of Shapley values
+
+    def __repr__(self) -> str:
+        shape, q = 'x'.join(map(str, self.values.shape[1:])), self.question
+        return (f'Attribution({q.seen.id}: {q.region} by {self.method}, {"/".join(self.channels)} on {shape} voxels, '
+                f'{float(self.values.min()):.2g} to {float(self.values.max()):.2g} {self.unit}'
+                f'{"" if self.sanity is None else "; sanity check " + ("passed" if self.sanity.passed else "NOT passed")})')
 
     @property
     def limits(self) -> str:
