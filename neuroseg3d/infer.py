@@ -45,7 +45,7 @@ __all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalit
 class Prediction:
     "What a model says about a case."
     label: np.ndarray  # canonical ids, uint8 (X, Y, Z), native grid
-    probabilities: torch.Tensor  # float32 (3, x, y, z), model space: WT, TC, ET; calibrated where the model is
+    probabilities: torch.Tensor  # float32 (3, x, y, z) on the CPU, model space: WT, TC, ET; calibrated where the model is
     model_case: ModelCase  # what the network saw, and the way back
     calibration: Calibration | None = None  # that the probabilities went through
 
@@ -128,7 +128,7 @@ def predict_case(
         say(f'{case.id}: {predict_cost(model.networks, model_case.image, model.windows, chosen)} on {chosen}')
     probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
                                           get_targets(model.targets).activation, chosen, progress=progress)
-    regions = to_regions(probabilities, model.targets)
+    regions = to_regions(probabilities, model.targets).cpu()
     label = label_by_rules(regions, case, model_case, rules)
     calibration = stored_calibration(model)
     return Prediction(label, calibration.apply(regions) if calibration else regions, model_case, calibration)

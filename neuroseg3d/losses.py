@@ -173,8 +173,8 @@ class SegmentationLoss(nn.Module):
         "The loss of logits and label of the same size."
         logits, target = logits.float(), make_targets(label, self.config.targets)
         if self.config.targets == 'labels':
-            ce = F.cross_entropy(logits, target[:, 0])
             target = F.one_hot(target[:, 0], logits.shape[1]).movedim(-1, 1).float()
+            ce = F.cross_entropy(logits, target)  # of masks: on a GPU that of ids adds up in no fixed order
             dice = self._dice(logits.softmax(1)[:, 1:], target[:, 1:])  # the background is no structure
         else:
             ce = F.binary_cross_entropy_with_logits(logits, target)

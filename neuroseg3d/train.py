@@ -41,14 +41,14 @@ from .split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
 from .transforms import Space
 from .unet import UNet, UNetConfig
-from .windows import Windows, predict_cost, predict_probabilities
+from .windows import Windows, is_out_of_memory, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'seed_generators',
            'SegmentationTask', 'ProgressLines', 'progress_callbacks', 'enter_processes', 'processes_of',
-           'training_device', 'time_step', 'is_out_of_memory', 'smaller_steps', 'altered', 'settings_that_fit',
-           'try_step', 'choose_precision', 'cpu_has_bf16', 'faster_precision', 'Forecast', 'forecast', 'make_trainer',
-           'RunData', 'open_data', 'provenance_of', 'settled', 'why_finished', 'loader_error', 'fit', 'best_checkpoint']
+           'training_device', 'time_step', 'smaller_steps', 'altered', 'settings_that_fit', 'try_step',
+           'choose_precision', 'cpu_has_bf16', 'faster_precision', 'Forecast', 'forecast', 'make_trainer', 'RunData',
+           'open_data', 'provenance_of', 'settled', 'why_finished', 'loader_error', 'fit', 'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainerConfig:
     devices: int | Literal['auto'] = 1  # processes a node; more than one trains with DDP
     num_nodes: int = 1  # machines
     seed: int = 0  # of weights, patches and augmentation
-    deterministic: bool = True  # deterministic algorithms where PyTorch has them
+    deterministic: bool = True  # deterministic algorithms where PyTorch has them; false: on a GPU those that cuDNN finds fastest
     compile: bool = False  # torch.compile the network; where that fails it is trained without
 
     def __post_init__(self):
@@ -357,12 +357,6 @@ def time_step(
     return time.perf_counter() - began
 
 
-def is_out_of_memory(
-    error: Exception,  # that a step has raised
-) -> bool:
-    "Whether memory was what it lacked."
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error)
-
 # %% ../nbs/10_train.ipynb #d6c1d5b2
 def smaller_steps(
     config: Config,  # whose step does not fit
@@ -405,13 +399,13 @@ def settings_that_fit(
         smaller = altered(config, settings)
         network = UNet(smaller.model).to(device, memory_format=torch.channels_last_3d)
         share = smaller.data.batch_size // processes_of(config)
+        _free_memory(device)  # of the attempt before, which its error held on to
         try:
             time_step(network, network.parameters(), smaller, share, device, precision)
             return settings
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            _free_memory(device)
     return None
 
 
@@ -443,7 +437,6 @@ def try_step(
             return time_step(task.forward_network, task.network.parameters(), config, share, device, precision)
         if not is_out_of_memory(error):
             raise
-    _free_memory(device)
     fits = settings_that_fit(config, batch_size, device, precision)
     size = 'x'.join(map(str, config.data.patch_size))
     advice = ('a step with these settings fits: ' + ' '.join(f'--{k} {v}' for k, v in fits.items()) if fits else
@@ -548,13 +541,14 @@ def make_trainer(
     devices, num_nodes = enter_processes(config)
     folder = CheckpointFolder(output_dir / 'checkpoints')
     checkpoints = Checkpoints(folder, t.checkpoint_every_steps, t.checkpoint_every_minutes, t.keep_best, t.patience, signals)
-    on_cpu = t.accelerator == 'cpu' or not torch.cuda.is_available()
+    on_gpu = training_device(t.accelerator).type == 'cuda'
     return pl.Trainer(
         max_steps=t.max_steps, val_check_interval=t.validation_interval * t.accumulate, check_val_every_n_epoch=None,
         accumulate_grad_batches=t.accumulate, gradient_clip_val=config.optim.clip_norm, num_sanity_val_steps=0,
         precision=choose_precision(t.precision, t.accelerator), accelerator=t.accelerator, devices=devices,
         num_nodes=num_nodes, strategy='auto' if (devices, num_nodes) == (1, 1) else 'ddp',
-        deterministic=(True if on_cpu else 'warn') if t.deterministic else None, use_distributed_sampler=False,
+        deterministic=('warn' if on_gpu else True) if t.deterministic else None, benchmark=on_gpu and not t.deterministic,
+        use_distributed_sampler=False,
         callbacks=[*progress, checkpoints, *tracking_callbacks(config.logger, loggers, folder.path)], logger=loggers,
         plugins=[SafeCheckpointIO(), *_environments()], enable_checkpointing=False, enable_progress_bar=bar,
         enable_model_summary=False, log_every_n_steps=config.logger.every_steps, default_root_dir=output_dir)
@@ -745,15 +739,27 @@ def _look_ahead(task: SegmentationTask, data: RunData, start: Start | None, say:
     "Try a step, settle the precision, and say what is going to happen."
     t, plan, done = task.config.trainer, data.plan, start.step if start else 0
     device, precision = training_device(t.accelerator), choose_precision(t.precision, t.accelerator)
-    seconds = try_step(task, plan.batch_size, device, precision)
-    if device.type == 'cpu' and t.precision == 'auto' and processes_of(task.config) == 1:  # several might differ
-        precision, seconds = faster_precision(task, plan.batch_size, seconds)
+    with _same_algorithms(t):
+        seconds = try_step(task, plan.batch_size, device, precision)
+        if device.type == 'cpu' and t.precision == 'auto' and processes_of(task.config) == 1:  # several might differ
+            precision, seconds = faster_precision(task, plan.batch_size, seconds)
     task.config = replace(task.config, trainer=replace(t, precision=precision))
     if data.data.n_folds == 1:
         say('data.n_folds is 1: nobody is held out, and validation scores are of cases that are trained on')
     if say is print:
         say(plan, f'  - {precision} on {device.type}', forecast(task, data, seconds, device).tell(t, done), sep='\n')
     say(f'resuming from {start.path} at step {done} of {t.max_steps}' if start else f'training for {t.max_steps} steps', flush=True)
+
+
+@contextlib.contextmanager
+def _same_algorithms(t: TrainerConfig) -> Iterator[None]:
+    "Deterministic ones where the trainer will choose these: on a GPU they take other time and memory."
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(t.deterministic or before[0], warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _train(task: SegmentationTask, data: RunData, start: Start | None, output_dir: Path) -> None:

@@ -23,7 +23,7 @@ from .core import InputError
 
 # %% auto #0
 __all__ = ['FLIPS', 'Window', 'Statistic', 'Windows', 'choose_precision', 'window_starts', 'window_size', 'window_grid',
-           'fast_windows', 'gaussian_weight', 'predict_probabilities', 'Cost', 'predict_cost']
+           'fast_windows', 'gaussian_weight', 'is_out_of_memory', 'predict_probabilities', 'Cost', 'predict_cost']
 
 # %% ../nbs/07a_windows.ipynb #1837e519
 #: The eight ways to mirror a volume, by the axes that are turned round.
@@ -72,7 +72,7 @@ def choose_precision(
     if precision != 'auto':
         return precision
     if device.type == 'cuda':
-        return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     return 'bf16' if device.type == 'cpu' and _cpu_has_bf16() else '32'
 
 # %% ../nbs/07a_windows.ipynb #b6db0ee8
@@ -178,6 +178,14 @@ class _Plan:
         return f'network on {self.device}, sums on {self.sums}, {self.batch} window(s) at a time'
 
 
+def is_out_of_memory(
+    error: Exception,  # that a network has raised
+) -> bool:
+    "Whether memory was what it lacked, in the words of PyTorch, of CUDA's libraries, or of the CPU's allocator."
+    words = ('DefaultCPUAllocator', 'CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDNN_STATUS_ALLOC_FAILED')
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
+
+
 def _plans(device: torch.device, batch: int) -> list[_Plan]:
     "Ways to run, the most demanding first."
     cpu = torch.device('cpu')
@@ -203,8 +211,8 @@ def predict_probabilities(
         try:
             with _evaluating(networks, plan.device):
                 return _predict(networks, image, config, activation, plan, progress, statistic or (lambda p: p))
-        except torch.OutOfMemoryError:
-            if fallback is None:
+        except Exception as error:
+            if fallback is None or not is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()
         say(f'out of memory ({plan}); trying again: {fallback}')
@@ -280,8 +288,8 @@ def _normalise(sums: Tensor, weights: Tensor, unseen_value: Tensor) -> Tensor:
     "Sums to means, in place; voxels that no window saw get a value of their own."
     unseen = weights == 0
     sums.div_(weights.masked_fill_(unseen, 1.0))
-    if unseen.any():
-        sums[:, unseen] = unseen_value.to(sums.device).reshape(-1, 1)
+    for channel, value in zip(sums, unseen_value.flatten().tolist()):
+        channel.masked_fill_(unseen, value)
     return sums
 
 # %% ../nbs/07a_windows.ipynb #4377fab1
@@ -329,15 +337,21 @@ def predict_cost(
     image: Tensor,  # float32 (4, x, y, z), model space
     config: Windows = Windows(),  # how the volume is looked at
     device: str | torch.device = 'cpu',  # where the network runs
-    probe: int = 32,  # edge of the patch that is timed, voxels
+    probe: int | None = None,  # edge of the patch that is timed, voxels; None: 32, and 64 on a GPU, which a smaller one leaves idle
 ) -> Cost:
     "Windows, seconds and memory that `predict_probabilities` will need."
     networks, device = [networks] if isinstance(networks, nn.Module) else list(networks), torch.device(device)
     grid = _with_brain(image, config)
     size = [s.stop - s.start for s in grid[0]] if grid else [0, 0, 0]
-    patch = torch.zeros(1, image.shape[0], *[max(1, min(probe, n)) for n in size]).to(memory_format=torch.channels_last_3d)
-    with _evaluating(networks, device):
-        seconds = sum(_probe_seconds(n, patch.to(device), config) for n in networks) * len(config.flips)
+    edge = probe or (32 if device.type == 'cpu' else 64)
+    patch = torch.zeros(1, image.shape[0], *[max(1, min(edge, n)) for n in size]).to(memory_format=torch.channels_last_3d)
+    try:
+        with _evaluating(networks, device):
+            seconds = sum(_probe_seconds(n, patch.to(device), config) for n in networks) * len(config.flips)
+    except Exception as error:
+        if device.type == 'cpu' or not is_out_of_memory(error):
+            raise
+        return predict_cost(networks, image, config, 'cpu', probe)  # where prediction will end too
     short = choose_precision(config.precision, device) != '32'
     active = max(_activation_bytes(n, prod(size) * config.batch, short) for n in networks)
     memory = active + 4 * prod(image.shape[1:]) * 4 + prod(size) * config.batch * 4 * 10

@@ -605,14 +605,16 @@ def randomised(
     "The same model with weights drawn anew."
     networks = [copy.deepcopy(n) for n in model.networks]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for network in networks:
             chosen = [network.get_submodule(name) for name in blocks(network)[:n_blocks]]
             parts = [m for block in chosen for m in block.modules() if hasattr(m, 'reset_parameters')]
             if not any(p.numel() for part in parts for p in part.parameters()):
                 raise InputError(f'{type(network).__name__} has no weights that can be drawn anew')
+            place = next(network.parameters()).device
             for part in parts:
-                part.reset_parameters()
+                part.cpu().reset_parameters()  # the same weights on every device
+            network.to(place)
     return replace(model, networks=networks)
 
 
