@@ -16,7 +16,6 @@ from math import ceil
 from pathlib import Path
 
 import ipywidgets as w
-import nibabel as nib
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -31,7 +30,7 @@ from .casepage import CaseResult, ModelCard, write_case
 from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
-from .infer import Prediction, predict_case, trained_on
+from .infer import Prediction, predict_case, read_probabilities, trained_on
 from .metrics import overlap, score_case
 from .models import resolve_model
 from .nifti import find_cases, read_case, read_label
@@ -459,10 +458,7 @@ class Cohort:
         path = Path(self.pred) / 'probabilities' / f'{name}.nii.gz'
         if not path.is_file():
             return None
-        stored = nib.load(path)
-        if stored.shape != (*case.geometry.shape, len(REGIONS)):
-            raise InputError(f'{path}: found shape {stored.shape}, expected {(*case.geometry.shape, len(REGIONS))}')
-        return _LEVEL_BITS[np.moveaxis(np.asarray(stored.dataobj.get_unscaled()), -1, 0)]
+        return _LEVEL_BITS[read_probabilities(path, case.geometry.shape)]
 
 
 _LEVEL_BITS = entropy_bits(np.arange(256) / 255)  # of probabilities stored as a byte

@@ -25,10 +25,10 @@ from . import __version__
 from .calibration import Calibration, stored_calibration
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
-from .core import MODALITIES, REGIONS, Case, InputError, labels_to_regions, regions_to_labels
+from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, regions_to_labels
 from .losses import get_targets, to_regions
-from .nifti import (Study, find_cases, find_study, label_header, read_case, read_label, save_atomically,
-                              write_label)
+from .nifti import (Study, find_cases, find_study, label_header, read_case, read_label, save_atomically, store_facts,
+                              stored_facts, write_label)
 from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .processes import Place, gather, joined, launched, share
 from .split import file_digest
@@ -37,8 +37,8 @@ from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'label_by_rules',
-           'masks_by_rules', 'fast_model', 'write_extra', 'infer_file', 'infer_cohort', 'note_prediction', 'trained_on',
-           'tune_rules', 'check_makers', 'store_rules']
+           'masks_by_rules', 'fast_model', 'write_extra', 'read_probabilities', 'infer_file', 'infer_cohort',
+           'note_prediction', 'trained_on', 'tune_rules', 'check_makers', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -226,13 +226,33 @@ def write_extra(
     values = _native_bytes(prediction, case, kind)
     values = values[..., 0] if values.shape[-1] == 1 else values
     header = label_header(case.header, 'msd') if case.header is not None else nib.Nifti1Header()
-    header.extensions.clear()
+    store_facts(header, {'kind': kind, **_ABOUT[kind]})
     header.set_data_shape(values.shape)
     header.set_data_dtype(np.uint8)
     header.set_intent('estimate', name=kind)
+    header['descrip'] = EXTRAS[kind].encode()
     kind_of_file = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind_of_file(values, None if case.header is not None else case.geometry.affine, header)
     return save_atomically(_Scaled(image, 1 / 255), Path(path))
+
+
+_ABOUT = {'probabilities': {'volumes': list(REGIONS), 'names': REGION_NAMES}, 'entropy': {'volumes': ['mean of WT, TC, ET'], 'unit': 'bit'}}
+
+
+def read_probabilities(
+    path: str | Path,  # of `write_extra`
+    shape: tuple[int, int, int],  # of the grid that it must have
+) -> np.ndarray:  # uint8 (3, X, Y, Z), 255 for certain: WT, TC, ET, in whatever order the file has them
+    "Stored probabilities, each volume taken for the region that the file says it is."
+    image = nib.load(path)
+    named = stored_facts(image.header).get('volumes', list(REGIONS))  # files of earlier versions do not say, and are in this order
+    if image.shape != (*shape, len(REGIONS)) or image.get_data_dtype() != np.uint8:
+        raise InputError(f'{path}: found shape {image.shape} of {image.get_data_dtype()}, expected {(*shape, len(REGIONS))} of uint8, as '
+                         '`infer --save_probabilities` writes')
+    if sorted(named) != sorted(REGIONS):
+        raise InputError(f'{path}: found volumes {", ".join(map(str, named))}, expected {", ".join(REGIONS)}')
+    values = np.moveaxis(np.asarray(image.dataobj.get_unscaled()), -1, 0)
+    return values if named == list(REGIONS) else values[[named.index(region) for region in REGIONS]]
 
 
 @dataclass
@@ -458,9 +478,7 @@ def tune_rules(
         if study.label is None or not path.is_file():
             continue
         label, grid, _ = read_label(study.label, schema, study.schema)
-        values = np.moveaxis(np.asarray(nib.load(path).dataobj.get_unscaled()), -1, 0)
-        if values.shape != (len(REGIONS), *grid.shape):
-            raise InputError(f'{path}: found shape {values.shape}, expected {(len(REGIONS), *grid.shape)}')
+        values = read_probabilities(path, grid.shape)
         boxes = find_objects(((values >= 64).any(0) | (label > 0)).astype(np.uint8))  # all that any threshold can reach
         box = (slice(None), *(boxes[0] if boxes else ()))
         cases.append(Held(values[box].copy(), labels_to_regions(label)[box], grid.voxel_ml))

@@ -28,8 +28,8 @@ PathLike = str | Path
 
 # %% auto #0
 __all__ = ['PathLike', 'ALIASES', 'stem', 'file_role', 'Study', 'find_study', 'find_cases', 'read_header', 'grid_shape',
-           'infer_schema', 'stored_schema', 'read_label', 'check_label', 'read_case', 'check_case', 'label_header',
-           'write_label', 'save_atomically']
+           'infer_schema', 'stored_schema', 'stored_facts', 'store_facts', 'read_label', 'check_label', 'read_case',
+           'check_case', 'label_header', 'write_label', 'save_atomically']
 
 # %% ../nbs/01_nifti.ipynb #7ec593df
 #: Words in file names (and in dataset.json) that name each sequence.
@@ -492,15 +492,32 @@ def stored_schema(
     header: nib.Nifti1Header,  # as read
 ) -> str | None:
     "The schema that a label map written by this library carries in its NIfTI extension."
+    schema = stored_facts(header).get('schema')
+    return None if schema is None else str(schema)
+
+
+def stored_facts(
+    header: nib.Nifti1Header,  # as read
+) -> dict:  # empty where there are none
+    "What a file that this library has written says of itself: JSON in a NIfTI extension."
+    facts = {}
     for extension in header.extensions:
         if extension.get_code() == _EXTENSION_CODE:
             try:
                 content = json.loads(extension.get_content())
             except (TypeError, ValueError):
                 continue
-            if isinstance(content, dict) and 'schema' in content:
-                return str(content['schema'])
-    return None
+            facts |= content if isinstance(content, dict) else {}
+    return facts
+
+
+def store_facts(
+    header: nib.Nifti1Header,  # changed in place: the extensions it has are replaced
+    facts: Mapping,  # plain values
+) -> None:
+    "Let a file say of itself what JSON can hold."
+    header.extensions.clear()
+    header.extensions.append(nib.nifti1.Nifti1Extension(_EXTENSION_CODE, json.dumps(dict(facts)).encode()))
 
 
 _EXTENSION_CODE = 6  # "comment", NIfTI-1 extension codes
@@ -601,15 +618,13 @@ def label_header(
 ) -> nib.Nifti1Header:
     "Header for a uint8 label map on the grid of another file."
     header = like.copy()
-    header.extensions.clear()
     header.set_data_shape(tuple(like.get_data_shape()[:3]))
     header['pixdim'][4:] = 0
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header['cal_min'] = header['cal_max'] = 0
     header.set_intent('label', name=f'labels {schema}')
-    content = {'schema': schema, 'labels': {str(i): n for i, n in sorted(get_schema(schema).names.items())}}
-    header.extensions.append(nib.nifti1.Nifti1Extension(_EXTENSION_CODE, json.dumps(content).encode()))
+    store_facts(header, {'schema': schema, 'labels': {str(i): n for i, n in sorted(get_schema(schema).names.items())}})
     return header
 
 

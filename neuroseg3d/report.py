@@ -24,7 +24,7 @@ from .core import REGIONS, Geometry, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
 from .metrics import overlap, score_case, summarise, voxel_confusion
-from .infer import trained_on
+from .infer import read_probabilities, trained_on
 from .nifti import Study, check_case, check_label, find_cases, read_case, read_label
 from .uncertainty import assess_case, coin_entropy, expected_dices
 from .viz import page_head, page_tail, show_planes
@@ -320,9 +320,7 @@ def _with_files(result: CaseResult, path: Path, presence: Sequence[float]) -> Ca
     "A result with what lies beside its label map: probabilities, or at least the mean entropy."
     places = [path.parent / kind / path.name for kind in ('probabilities', 'entropy')]
     if places[0].is_file():
-        p = torch.from_numpy(np.moveaxis(np.asarray(nib.load(places[0]).dataobj, np.float32), -1, 0))
-        if p.shape[1:] != result.prediction.shape:
-            raise InputError(f'{places[0]}: found shape {tuple(p.shape[1:])}, expected {result.prediction.shape}')
+        p = torch.from_numpy(read_probabilities(places[0], result.prediction.shape) / np.float32(255))
         masks = torch.from_numpy(labels_to_regions(result.prediction))
         dice = expected_dices(p, masks, result.case.geometry.voxel_ml, presence)
         return replace(result, entropy={r: coin_entropy(p[i]).numpy() for i, r in enumerate(REGIONS)}, expected_dice=dice)

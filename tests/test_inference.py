@@ -20,9 +20,11 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from neuroseg3d import windows
 from neuroseg3d.checkpoint import Model, load_model
 from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
-from neuroseg3d.infer import infer_cohort, infer_file, predict_case, write_extra
-from neuroseg3d.nifti import find_cases, read_case
+from neuroseg3d.dashboard import Cohort
+from neuroseg3d.infer import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
+from neuroseg3d.nifti import find_cases, read_case, store_facts, write_label
 from neuroseg3d.phantom import make_phantom
+from neuroseg3d.report import read_results
 from neuroseg3d.transforms import Space, to_model_space
 from neuroseg3d.windows import FLIPS, Windows, predict_probabilities
 
@@ -269,6 +271,45 @@ def test_the_starter_model_gives_the_same_mask_in_the_world(phantom):
         label = predict_case(starter, Case('copy', image, grid), 'cpu').label
         back = apply_orientation(label, ornt_transform(axcodes2ornt(code), axcodes2ornt('RAS')))
         assert min(dice(back, expected)) >= 0.99, code
+
+
+def test_stored_probabilities_say_which_region_each_volume_is(phantom, tmp_path):
+    "Also to whoever reads them: the report, the dashboard and the search for rules read by name, not by place."
+    cohort, pred = tmp_path / 'cohort', tmp_path / 'pred'
+    for c, name in enumerate(('flair', 't1', 't1ce', 't2')):
+        (cohort / 'P').mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(phantom.image[c], phantom.geometry.affine), cohort / 'P' / f'P_{name}.nii.gz')
+    write_label(cohort / 'P' / 'P_seg.nii.gz', phantom.label, phantom, 'brats2017')
+    infer_cohort(model(), find_cases(cohort), pred, report=lambda line: None, extras=('probabilities', 'entropy'))
+    path = pred / 'probabilities' / 'P.nii.gz'
+    image, shape = nib.load(path), phantom.geometry.shape
+    check_space(pred / 'P.nii.gz', cohort / 'P' / 'P_flair.nii.gz')
+    assert all(image.header[name].tobytes() == nib.load(pred / 'P.nii.gz').header[name].tobytes() for name in GEOMETRY)
+    assert json.loads(image.header.extensions[0].get_content())['volumes'] == ['WT', 'TC', 'ET']
+    assert image.header['descrip'].item() == b'WT, TC, ET along the fourth axis'
+    assert json.loads(nib.load(pred / 'entropy' / 'P.nii.gz').header.extensions[0].get_content())['unit'] == 'bit'
+    stored, rules = read_probabilities(path, shape), tune_rules(pred, cohort)
+    assert np.array_equal(stored, np.moveaxis(np.asarray(image.dataobj.get_unscaled()), -1, 0)) and not np.array_equal(*stored[:2])
+    doubt = [next(read_results(pred, cohort)).entropy, Cohort(cohort, pred).open('P').entropy]
+
+    def rewrite(volumes, order=(2, 0, 1), dtype=np.uint8):
+        header = nib.Nifti1Header()
+        header.set_data_dtype(dtype)
+        store_facts(header, {'volumes': volumes} if volumes else {})
+        nib.save(nib.Nifti1Image(np.moveaxis(stored[list(order)], 0, -1).astype(dtype), phantom.geometry.affine, header), path)
+
+    rewrite(['ET', 'WT', 'TC'])  # the same in another order
+    assert np.array_equal(read_probabilities(path, shape), stored) and tune_rules(pred, cohort) == rules
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(doubt[0].values(), next(read_results(pred, cohort)).entropy.values()))
+    assert np.array_equal(doubt[1], Cohort(cohort, pred).open('P').entropy)
+    rewrite(None, (0, 1, 2))  # as before they said it
+    assert np.array_equal(read_probabilities(path, shape), stored)
+    rewrite(['WT', 'TC', 'necrosis'])
+    with pytest.raises(InputError, match='P.nii.gz: found volumes WT, TC, necrosis, expected WT, TC, ET'):
+        read_probabilities(path, shape)
+    rewrite(['WT', 'TC', 'ET'], dtype=np.float32)
+    with pytest.raises(InputError, match=r'P.nii.gz: found shape .* of float32, expected .* of uint8'):
+        tune_rules(pred, cohort)
 
 
 @pytest.mark.parametrize('codes', [(1, 0), (0, 1), (3, 2), (0, 0)])
