@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, product
-from math import factorial
+from math import factorial, floor, log10
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -46,7 +46,7 @@ __all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_we
            'dropout_chance', 'shapley_values', 'show_shapley', 'region_logit', 'Part', 'Question', 'ask', 'Sanity',
            'Attribution', 'grad_cam', 'blurred', 'integrated_gradients', 'occlusion', 'blocks', 'randomised',
            'similarity', 'concordance', 'sanity_check', 'sanity_cascade', 'shapley_map', 'Method', 'explain_case',
-           'verdict', 'show_attribution', 'write_map', 'describe_attribution', 'explain_file']
+           'verdict', 'amount', 'show_attribution', 'write_map', 'describe_attribution', 'explain_file']
 
 # %% ../nbs/13_xai.ipynb #94666cb3
 Coalition = frozenset[str]
@@ -418,7 +418,7 @@ class Attribution:
     def __repr__(self) -> str:
         shape, q = 'x'.join(map(str, self.values.shape[1:])), self.question
         return (f'Attribution({q.seen.id}: {q.region} by {self.method}, {"/".join(self.channels)} on {shape} voxels, '
-                f'{float(self.values.min()):.2g} to {float(self.values.max()):.2g} {self.unit}'
+                f'{amount(float(self.values.min()), self.unit)} to {amount(float(self.values.max()), self.unit)}'
                 f'{"" if self.sanity is None else "; sanity check " + ("passed" if self.sanity.passed else "NOT passed")})')
 
     @property
@@ -467,7 +467,6 @@ def grad_cam(
     return Attribution('grad_cam', q, values / total.clamp(min=1e-9) * q.looked, ('all',), q.looked, 'arbitrary units', {'layer': name})
 
 
-#| exporti
 def _features(q: Question, module: nn.Module, network: nn.Module, axes: list[int], part: Part) -> tuple[Tensor, Tensor]:
     "What a layer puts out for a window, and the window's part of the number."
     kept = []
@@ -530,7 +529,6 @@ def integrated_gradients(
     return Attribution('integrated_gradients', q, values, MODALITIES, q.looked, 'logit', facts)
 
 
-#| exporti
 def _completeness(q: Question, values: Tensor, baseline: Tensor, steps: int) -> dict[str, float]:
     "The sum of a map beside the difference that it has to be; a gap over 5 % gets a warning."
     case, start, total = q.score(), q.score(baseline), float(values.double().sum())
@@ -571,7 +569,6 @@ def occlusion(
     return Attribution('occlusion', q, values / counts.clamp(min=1) * looked, tuple(groups), looked, 'logit', facts)
 
 
-#| exporti
 def _cubes(q: Question, cube_mm: float, stride_mm: float, reach_mm: float) -> list[Window]:
     "Cubes that hold brain within reach of the voxels asked about."
     spacing = q.seen.record.model.spacing_mm
@@ -641,7 +638,6 @@ def concordance(
     return float(2 * ((a - a.mean()) * (b - b.mean())).mean() / apart) if apart > 0 else float('nan')
 
 
-#| exporti
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0:
         return float('nan')
@@ -766,6 +762,29 @@ def verdict(
 _MAP = LinearSegmentedColormap.from_list('raise_lower', ['#d9a3ff', '#a259ff', '#3a2a55', '#5a3a10', '#ff9f1c', '#ffe3a8'])
 
 
+_RAISED = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+
+
+def amount(
+    value: float,  # of a map
+    unit: str,  # of it, such as those of `UNITS`
+) -> str:
+    "A value for a reader: two digits, without e-notation; small shares of a probability in per mille."
+    size = abs(value)
+    if not size:
+        return f'0 {unit}'
+    if unit == 'probability' and 1e-4 <= size < 0.01:
+        return f'{_two_digits(value * 1000)} ‰ of {unit}'
+    if size >= 0.01:
+        return f'{_two_digits(value)} {unit}'
+    power = 3 * floor(log10(size) / 3)
+    return f'{_two_digits(value / 10 ** power)} × 10{str(power).translate(_RAISED)} {unit}'
+
+
+def _two_digits(value: float) -> str:
+    return f'{value:.{max(0, 1 - floor(log10(abs(value))))}f}'
+
+
 def show_attribution(
     case: Case,  # on its native grid
     attribution: Attribution,  # of that case
@@ -788,7 +807,8 @@ def show_attribution(
     for n, ax in enumerate(figure.axes):
         _lay(ax, view, view.turn(maps[n if several else 0]), 'axial' if several else list(PLANES)[n], index, top)
     signed = bool((attribution.values < 0).any())
-    words = [(_MAP(0.95), f'raises {q.region}, up to {top:.2g} {attribution.unit}')]
+    words = [(_MAP(0.95), f'raises {q.region}, up to {amount(top, attribution.unit)}' if attribution.unit in UNITS else
+              f'raises {q.region}, in arbitrary units')]
     words += [(_MAP(0.05), f'lowers {q.region}')] if signed else []
     handles = [Patch(facecolor=colour, label=text) for colour, text in words]
     figure.legend(handles=handles, loc='lower left', bbox_to_anchor=(0.2, 0.17 / figure.get_figheight()), ncols=2, frameon=False,
@@ -796,7 +816,6 @@ def show_attribution(
     return figure
 
 
-#| exporti
 def _lay(ax: Axes, view: View, volume: np.ndarray, plane: str, index: Sequence[int], top: float) -> None:
     "A map on a panel: its strength is its opacity."
     width, height = view.extent_mm(plane)
@@ -859,7 +878,6 @@ def explain_file(
     return _write_all(Path(output_dir), case, question, maps)
 
 
-#| exporti
 def _write_all(folder: Path, case: Case, question: Question, maps: dict[str, Attribution]) -> Path:
     "All files of a case, or none."
     start, made = f'{case.id}_{question.region}', []

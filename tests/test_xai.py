@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -177,3 +178,15 @@ def test_command_refuses_and_leaves_nothing_behind(files, capsys, monkeypatch):
 def test_command_offers_the_methods_that_there_are():
     options = next(a for a in make_parser()._subparsers._group_actions[0].choices['explain']._actions if a.dest == 'method')
     assert tuple(options.choices) == tuple(xai.METHODS)
+
+
+@pytest.mark.parametrize('unit, scale, said', [('logit', 4e-3, 'raises WT, up to 4.0 × 10⁻³ logit'), ('probability', 0.5, 'raises WT, up to 0.50 probability'),
+                                               ('arbitrary units', 3.8e-5, 'raises WT, in arbitrary units')])
+def test_the_legend_can_be_read(unit, scale, said):
+    "No e-notation, and no number where a unit has no meaning."
+    model, case, mask = make_model(), make_case(), torch.zeros(SHAPE, dtype=torch.bool)
+    mask[5:16, 5:12, 5:12] = True
+    asked = xai.ask(model, case, 'WT', mask)
+    figure = xai.show_attribution(case, xai.Attribution('occlusion', asked, torch.full((1, *SHAPE), scale), ('all',), asked.looked, unit), smooth_mm=0)
+    shown = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert said in shown and not any(re.search(r'\de[-+]\d', text) for text in shown), shown
