@@ -762,7 +762,7 @@ def verdict(
 _MAP = LinearSegmentedColormap.from_list('raise_lower', ['#d9a3ff', '#a259ff', '#3a2a55', '#5a3a10', '#ff9f1c', '#ffe3a8'])
 
 
-_RAISED = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+_SMALL = {-3: 'thousandths', -6: 'millionths', -9: 'billionths'}  # a raised exponent cannot be read at the size of a legend
 
 
 def amount(
@@ -777,8 +777,8 @@ def amount(
         return f'{_two_digits(value * 1000)} ‰ of {unit}'
     if size >= 0.01:
         return f'{_two_digits(value)} {unit}'
-    power = 3 * floor(log10(size) / 3)
-    return f'{_two_digits(value / 10 ** power)} × 10{str(power).translate(_RAISED)} {unit}'
+    power = max(3 * floor(log10(size) / 3), min(_SMALL))
+    return f'{_two_digits(value / 10 ** power)} {_SMALL[power]} of a {unit}'
 
 
 def _two_digits(value: float) -> str:

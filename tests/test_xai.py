@@ -180,7 +180,7 @@ def test_command_offers_the_methods_that_there_are():
     assert tuple(options.choices) == tuple(xai.METHODS)
 
 
-@pytest.mark.parametrize('unit, scale, said', [('logit', 4e-3, 'raises WT, up to 4.0 × 10⁻³ logit'), ('probability', 0.5, 'raises WT, up to 0.50 probability'),
+@pytest.mark.parametrize('unit, scale, said', [('logit', 4e-3, 'raises WT, up to 4.0 thousandths of a logit'), ('probability', 0.5, 'raises WT, up to 0.50 probability'),
                                                ('arbitrary units', 3.8e-5, 'raises WT, in arbitrary units')])
 def test_the_legend_can_be_read(unit, scale, said):
     "No e-notation, and no number where a unit has no meaning."
