@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import KEY, Model, description, load_checkpoint, save_checkpoint
+from .checkpoint import KEY, Model, description, find_model, load_checkpoint, read_ensemble, save_checkpoint
 from .core import REGIONS, InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SCALE_FLOOR_ML', 'LESION_ML', 'Reliability', 'reliability', 'apply_temperature', 'fit_temperature',
            'show_reliability', 'doubtful_ml', 'conformal_quantile', 'volume_interval', 'lesion_probability',
-           'Calibration', 'Validation', 'calibrate', 'volume_scores', 'store_calibration', 'stored_calibration']
+           'Calibration', 'Validation', 'calibrate', 'volume_scores', 'calibrated_checkpoints', 'store_calibration',
+           'stored_calibration']
 
 # %% ../nbs/10b_calibration.ipynb #f6baace6
 @dataclass(frozen=True)
@@ -271,6 +272,22 @@ def volume_scores(
             for said, true, p in zip(case.predicted_ml, case.true_ml, cooled)]
 
 # %% ../nbs/10b_calibration.ipynb #997dc1d8
+def calibrated_checkpoints(
+    paths: Sequence[str | Path],  # checkpoints, folders of runs, or the file (or folder) of one ensemble
+) -> list[Path]:  # of which the first keeps the calibration
+    "The checkpoints that are calibrated together: those named, or the members of an ensemble."
+    found = [find_model(p) for p in paths]
+    if not any(p.suffix == '.json' for p in found):
+        return found
+    if len(found) > 1:
+        raise InputError(f'{", ".join(map(str, found))}: found an ensemble beside other models, expected it alone, or checkpoints')
+    content = read_ensemble(found[0])
+    if content.get('postprocess'):
+        raise InputError(f'{found[0]}: found an ensemble with post-processing rules of its own, which its checkpoints do not follow; expected '
+                         'one without: volumes would be calibrated that it does not report')
+    return [found[0].parent / name for name in content['members']]
+
+
 def store_calibration(
     path: str | Path,  # checkpoint; replaced in one go
     calibration: Calibration,  # of `calibrate`

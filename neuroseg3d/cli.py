@@ -297,18 +297,20 @@ def _evaluate(args, overrides) -> int:
 
 
 def _calibrate(args, overrides) -> int:
+    from neuroseg3d.calibration import calibrated_checkpoints
     from neuroseg3d.core import REGIONS
     from neuroseg3d.uncertainty import calibrate_model
     from neuroseg3d.windows import FLIPS
+    paths = calibrated_checkpoints(args.ckpt_path)
     flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
-    found = calibrate_model(args.ckpt_path, args.data, args.split, args.alpha, flips, args.device, say=print)
+    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, say=print)
     for n, region in enumerate(REGIONS):
         print(f'{region}: temperature {found.temperature[n]:.2f}, calibration error {found.ece_before[n]:.4f} -> {found.ece_after[n]:.4f}, '
               f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}; QU-BraTS {found.qu_brats[n]:.3f}; '
               f'Dice {found.dice[n]:.3f}, expected {found.expected_dice[n]:.3f}')
     if found.quantile[0] == float('inf'):
         print(f'{found.n_cases} validation cases are too few for {1 - args.alpha:.0%} volume intervals: there will be none')
-    print(f'stored in {args.ckpt_path[0]}')
+    print(f'stored in {paths[0]}' + (f', the first of {len(paths)} checkpoints' if len(paths) > 1 else ''))
     return 0
 
 
@@ -470,8 +472,8 @@ def _add_ensemble_command(commands) -> None:
 def _add_review_commands(commands) -> None:
     calibrate = _command(commands, 'calibrate', _calibrate, 'Fit temperatures and volume intervals on cases that were held out',
                          'neuroseg3d calibrate --ckpt_path checkpoints/best.ckpt --data cohort/')
-    calibrate.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or those of an ensemble; the first keeps the result')
-    calibrate.add_argument('--data', required=True, help='cohort with references; cases that the model was trained on are left out')
+    calibrate.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or those of an ensemble or its ensemble.json; the first checkpoint keeps the result')
+    calibrate.add_argument('--data', required=True, help="cohort with references; cases that the model was trained on are left out, test cases (imagesTs) are used only where their folder is named")
     calibrate.add_argument('--split', help="split file of the model's run (default: looked for beside the checkpoint and in the cohort)")
     calibrate.add_argument('--alpha', type=float, default=0.1, help='share of volumes that may lie outside their interval (default 0.1)')
     calibrate.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),

@@ -145,7 +145,9 @@ def studies_not_trained_on(
     labelled = [s for s in find_cases(data) if s.label]
     unseen = [s for s in labelled if not hashes & {file_digest(p) for p in dict.fromkeys(s.images.values())}]
     if not unseen:
-        raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model')
+        others = len([s for s in find_cases(data, split='all') if s.label]) - len(labelled)
+        hint = f'; its {others} labelled test case(s) are used where their folder is named: {Path(data) / "imagesTs"}' if others else ''
+        raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model{hint}')
     for study in unseen:
         check_case(study)
     return unseen

@@ -12,6 +12,7 @@ import pytest
 import torch
 from balls import ball_cohort
 
+from neuroseg3d.calibration import stored_calibration
 from neuroseg3d.checkpoint import load_model
 from neuroseg3d.cli import main
 from neuroseg3d.core import labels_to_regions
@@ -136,6 +137,26 @@ def test_ensemble_averages_probabilities(work, ensemble):
     for model in ('elsewhere/ensemble.json', 'elsewhere'):
         assert main(['infer', '--ckpt_path', model, '--input_image', str(next(iter(study.images.values()))), '--output_dir', 'out']) == 0
         assert np.array_equal(label_of(work / 'out' / f'{study.id}.nii.gz'), together.label)
+
+
+def test_an_ensemble_is_calibrated_by_its_file(work, ensemble, capsys):
+    "On cases that no member has seen: those of training are, and those of test have to be named."
+    shutil.copytree(work / 'cv', work / 'own')
+    words = ['calibrate', '--ckpt_path', 'own', '--device', 'cpu', '--alpha', '0.5', '--data']
+    assert main([*words, 'cohort']) == 2
+    assert ('cohort: found 3 labelled case(s), all of them training cases of the model; its 1 labelled test case(s) are used where their '
+            'folder is named: cohort/imagesTs') in capsys.readouterr().err
+    assert main([*words, 'cohort/imagesTs']) == 0
+    said, kept = capsys.readouterr().out, 'own/fold_0/checkpoints/best.ckpt'
+    assert '[1/1] BALL_Ts00' in said and f'stored in {kept}, the first of 2 checkpoints' in said
+    found = stored_calibration(load_model('own'))  # without a warning: it holds for the ensemble
+    assert found == stored_calibration(load_model(['own/fold_0', 'own/fold_1'])) and (found.members, found.n_cases) == (2, 1)
+    assert main([*words[:2], 'own', 'own/fold_1', *words[3:], 'cohort/imagesTs']) == 2
+    assert 'found an ensemble beside other models' in capsys.readouterr().err
+    content = json.loads((work / 'own' / 'ensemble.json').read_text())
+    (work / 'own' / 'ensemble.json').write_text(json.dumps(content | {'postprocess': {'min_et_ml': 0.1}}))
+    assert main([*words, 'cohort/imagesTs']) == 2
+    assert 'own/ensemble.json: found an ensemble with post-processing rules of its own' in capsys.readouterr().err
 
 
 def test_called_again_it_predicts_nothing_twice_and_keeps_rules(work, ensemble, capsys):
