@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import ROOT
 from balls import SHAPE, SPACING_MM, ball_case, ball_cohort
 from elsewhere import ELSEWHERE, Elsewhere, There
 
@@ -44,20 +45,23 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder, self.cohort = folder, ball_cohort(folder / 'cohort', 3)
 
-    def __call__(self, name: str, device: str, precision: str = 'auto', stop_at: int = 0, **trainer) -> int:
-        "Train, or go on; the exit code. At a step the process gets SIGTERM, as a queue would send it."
+    def words(self, name: str, device: str, precision: str = 'auto', **trainer) -> list[str]:
+        "The command line of a run."
         trainer = {'output_dir': self.folder / name, 'max_steps': STEPS, 'val_every_steps': STEPS // 2, 'checkpoint_every_steps': 100,
                    'accelerator': {'cuda': 'gpu'}.get(device, device), 'precision': precision, **trainer}
         settings = {'data': {'root': self.cohort, 'patch_size': 16, 'n_folds': 3, 'batch_size': 2, 'loader': 'thread', 'workers': 1},
                     'model': {'preset': 'base', 'filters': [4, 8, 12], 'strides': [1, 2, 2], 'kernels': 3, 'deep_supervision': 1,
                               'dropout': 0.2}, 'space': {'spacing_mm': SPACING_MM}, 'infer': {'size': 32},
                     'logger': {'kind': 'none'}, 'trainer': trainer}
-        words = [word for s, values in settings.items() for k, v in values.items() for word in (f'--{s}.{k}', str(v))]
+        return ['train', '--resume', 'auto', *(w for s, values in settings.items() for k, v in values.items() for w in (f'--{s}.{k}', str(v)))]
+
+    def __call__(self, name: str, device: str, precision: str = 'auto', stop_at: int = 0, **trainer) -> int:
+        "Train, or go on; the exit code. At a step the process gets SIGTERM, as a queue would send it."
         with pytest.MonkeyPatch.context() as patch:
             if stop_at:
                 patch.setattr(SegmentationTask, 'training_step', _stopped(SegmentationTask.training_step, stop_at))
             try:
-                return main(['train', '--resume', 'auto', *words])
+                return main(self.words(name, device, precision, **trainer))
             except SystemExit as end:
                 return end.code
 
@@ -86,9 +90,9 @@ def runs(tmp_path_factory):
 
 
 def distance(a: dict, b: dict) -> float:
-    "The largest difference of two state dicts."
+    "How far apart the weights of two state dicts are (Euclidean)."
     assert a.keys() == b.keys()
-    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+    return sum(float((a[k].double() - b[k].double()).square().sum()) for k in a if a[k].is_floating_point()) ** 0.5
 
 
 #: Precision, and whether deterministic algorithms are asked for.
@@ -112,9 +116,10 @@ def test_an_interrupted_run_ends_within_the_noise_of_two_whole_ones(runs, device
     assert first['global_step'] == resumed['global_step'] == STEPS
     noise = distance(first['state_dict'], second['state_dict'])
     assert distance(resumed['state_dict'], first['state_dict']) <= 4 * noise  # where two whole runs are equal, so is the resumed one
-    assert distance(half['state_dict'], first['state_dict']) > 1e-5 + 8 * noise  # noise is not what the last steps have learnt
-    if device == 'cpu':
-        assert noise == 0
+    if noise == 0:
+        assert all(torch.equal(v, resumed['state_dict'][k]) for k, v in first['state_dict'].items())
+        assert distance(half['state_dict'], first['state_dict']) > 1e-3  # and the last steps did learn something
+    assert noise == 0 or device == 'cuda'
     check_scaler(half, first, resumed, chosen_precision(first))
 
 
@@ -128,7 +133,6 @@ def check_scaler(half: dict, whole: dict, resumed: dict, precision: str) -> None
         assert not whole.get('MixedPrecision')
         return
     assert {type(v) for v in whole['MixedPrecision'].values()} <= {int, float}
-    assert 0 < half['MixedPrecision']['_growth_tracker'] <= AT
     assert resumed['MixedPrecision'] == whole['MixedPrecision'] != half['MixedPrecision']
 
 
@@ -146,6 +150,19 @@ def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: including_emulation)
     assert windows.choose_precision('auto', torch.device('cuda')) == 'fp16'
     assert train.choose_precision('auto', 'gpu') == '16-mixed'
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='fewer than two CUDA devices here')
+def test_two_gpus_train_as_one(runs):
+    "The command line with two processes, against one with the same batch; without dropout, which each process draws for itself."
+    for n in (1, 2):
+        words = [*runs.words(f'gpus{n}', 'cuda', '32-true', devices=n), '--model.dropout', '0']
+        done = subprocess.run([sys.executable, '-m', 'neuroseg3d.cli', *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (runs.last(f'gpus{n}') for n in (1, 2))
+    assert one['global_step'] == two['global_step'] == STEPS
+    size = sum(float(v.double().square().sum()) for v in one['state_dict'].values() if v.is_floating_point()) ** 0.5
+    assert distance(one['state_dict'], two['state_dict']) < 0.02 * size
 
 
 # ---------------------------------------------------------------------- checkpoints
@@ -170,7 +187,8 @@ def test_a_checkpoint_serves_on_a_machine_without_a_gpu(runs, device, tmp_path):
     expected, found = (predict_case(load_model(path), read_case(study), 'cpu') for path in (best, exported))
     assert torch.equal(expected.probabilities, found.probabilities)
     on_it = predict_case(load_model(exported), read_case(study), device)
-    assert (on_it.probabilities - expected.probabilities).abs().max() < 0.05
+    apart = (on_it.probabilities - expected.probabilities).abs()
+    assert apart.max() < 0.2 and apart.mean() < 0.01
     if device == 'cuda':
         done = subprocess.run([sys.executable, '-m', 'neuroseg3d.cli', *map(str, words)], env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''},
                               capture_output=True, text=True)
@@ -223,8 +241,8 @@ def test_the_mask_is_that_of_the_cpu_in_32_bits(device, precision, targets, flip
     expected = predict_case(model(targets, flips=flips), ball(), 'cpu')
     found = predict_case(model(targets, flips=flips, precision=precision), ball(), device)
     assert all(np.unique(expected.label) == range(4)) and min(dices(found.label, expected.label)) >= 0.99
-    assert (found.probabilities - expected.probabilities).abs().max() < 0.1
-    assert (found.probabilities - expected.probabilities).abs().mean() < 0.003
+    apart = (found.probabilities - expected.probabilities).abs()
+    assert apart.max() < 0.1 and apart.mean() < 0.003
     for kind in ('probabilities', 'entropy'):
         assert write_extra(tmp_path / f'{kind}.nii.gz', found, ball(), kind).is_file()
 
@@ -248,6 +266,8 @@ def test_memory_of_a_gpu_that_runs_out():
 @each_device
 def test_processes_speak_about_what_lies_on_their_device(device):
     "What several GPUs say to each other, said by one to itself: NCCL takes no tensors of the CPU."
+    if device == 'cuda' and not dist.is_nccl_available():
+        pytest.skip('this PyTorch has no NCCL')
     dist.init_process_group({'cpu': 'gloo', 'cuda': 'nccl'}[device], store=dist.HashStore(), rank=0, world_size=1)
     try:
         rows = [{'case': 'a', 'dice': 0.5, 'hd95_mm': float('inf')}]
@@ -258,6 +278,25 @@ def test_processes_speak_about_what_lies_on_their_device(device):
         assert torch.equal(total, x) and torch.equal(x.grad, torch.ones_like(x))
     finally:
         dist.destroy_process_group()
+
+
+@each_device
+def test_the_benchmark_of_the_network_measures_two_that_are_the_same(device, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    import network
+    shape = UNetConfig(filters=(4, 8, 12), strides=(1, 2, 2), deep_supervision=1)
+    monkeypatch.setattr(network, 'config_of', lambda preset, args: shape)
+    if device == 'cpu':  # there it is a process of its own that is measured
+        monkeypatch.setattr(network, 'peak_mb', lambda *args: 2.0)
+    for words in ([], ['--precision', '16-mixed', '--layout', 'contiguous'])[:1 + (device == 'cuda')]:
+        args = network.parsed(['--device', device, '--patch_size', '16', '--batch_size', '2', '--pairs', '2', '--steps', '1', *words])
+        found = network.measure('base', args)
+        assert found['largest_difference'] < 1e-4 and set(found['dynunet']['step_s_by_layout']) == {'channels_last', 'contiguous'}
+        for one in (found['ours'], found['dynunet']):
+            assert len(one['each_s']) == 2 and one['peak_mb'] > 0
+            assert one['voxels_per_s'] == pytest.approx(2 * 16 ** 3 / np.mean(one['each_s']), rel=0.05)
+        assert min(found['time_ratio'], found['memory_ratio']) > 0
+        assert 'ours' in network.told('base', found)
 
 
 # ---------------------------------------------------------------------- without a GPU: a device whose tensors refuse to meet those of the CPU
