@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -149,6 +149,14 @@ def _flip_axes(flip: str) -> tuple[int, ...]:
     return () if flip == 'none' else tuple(2 + 'xyz'.index(axis) for axis in flip)
 
 
+def _computing_in(precision: str, device: torch.device) -> AbstractContextManager:
+    "Within it a network computes in that precision, also amid a training that computes in another."
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    dtype = _AUTOCAST[choose_precision(precision, device)]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def _mean_over_members(
     networks: Sequence[nn.Module],  # on the device of `x`
     x: Tensor,  # windows (B, 4, x, y, z)
@@ -157,10 +165,10 @@ def _mean_over_members(
     statistic: Statistic,  # probabilities -> what is averaged
 ) -> Tensor:  # float32 (B, C, x, y, z)
     "Mean over networks and flips of the statistic of their probabilities."
-    dtype, total = _AUTOCAST[choose_precision(config.precision, x.device)], None
+    total = None
     for network, flip in product(networks, config.flips):
         axes = _flip_axes(flip)
-        with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
+        with _computing_in(config.precision, x.device):
             logits = network(x.flip(axes) if axes else x)
         value = statistic(_ACTIVATIONS[activation](logits.float()))
         value = value.flip(axes) if axes else value
@@ -308,8 +316,7 @@ class Cost:
 
 def _probe_seconds(network: nn.Module, x: Tensor, config: Windows) -> float:
     "Time of one pass, the second of two."
-    dtype = _AUTOCAST[choose_precision(config.precision, x.device)]
-    with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
+    with _computing_in(config.precision, x.device):
         for _ in range(2):
             began = perf_counter()
             network(x)
