@@ -4,11 +4,13 @@
     python benchmarks/network.py --device cpu          # 1 patch of 64 x 64 x 64, all cores
     python benchmarks/network.py --presets base --precision 16-mixed --pairs 20
 
-A step is the forward pass, Dice and cross-entropy of every head, the backward pass, clipping and AdamW, on the same noise, with the
-precision and the algorithms (deterministic ones) that training would choose. Ours is laid out channels-last, as in training
-(`--layout` tries another); DynUNet gets the layout in which it turns out to be faster. Its coarser heads come enlarged to full size
-and are compared with the label map there, as MONAI's own recipes do; ours are compared at their own size (`--no_deep_supervision`
-leaves these heads out). Weights are the same: the largest difference of the two networks' logits is in the result.
+A step is the forward pass, Dice and cross-entropy of every head, the backward pass, clipping and AdamW, on the same noise, with
+training's deterministic algorithms (`--free_algorithms` lifts that) and 16 bits where the device computes in them. Ours is laid out
+channels-last, as in training (`--layout` tries another). On a GPU PyTorch's instance norm takes its input out of that layout;
+`--keep_layout` tries there what we do on a CPU, one sample at a time, where it stays. DynUNet gets the layout in which it turns out
+to be faster. Its coarser heads come enlarged to full size and are compared with the label map there, as MONAI's own recipes do;
+ours are compared at their own size (`--no_deep_supervision` leaves these heads out). Weights are the same: the largest difference
+of the two networks' logits is in the result.
 
 After the warm-up the two take turns, and who begins alternates; seconds are medians, the ratio is the median over the pairs. Peak
 memory is that of the network alone with its optimiser: on a GPU what PyTorch's allocator held at most, on a CPU what a process of
@@ -30,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -38,7 +41,7 @@ with warnings.catch_warnings():
 
 from neuroseg3d.losses import SegmentationLoss
 from neuroseg3d.train import Optim, choose_precision, cpu_has_bf16, parameter_groups
-from neuroseg3d.unet import UNet, UNetConfig, from_dynunet
+from neuroseg3d.unet import InstanceNorm, UNet, UNetConfig, from_dynunet
 from neuroseg3d.windows import is_out_of_memory
 
 RESULTS = Path(__file__).resolve().parent / 'results'
@@ -63,6 +66,14 @@ def make(name: str, config: UNetConfig) -> torch.nn.Module:
     ours = UNet(config)
     ours.load_state_dict(from_dynunet(theirs.state_dict(), len(config.filters)))
     return ours
+
+
+def keep_layout() -> None:
+    "Let our instance norm take one sample at a time on a GPU too."
+    def forward(self, x):
+        samples = [F.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in x.split(1)]
+        return samples[0] if len(samples) == 1 else torch.cat(samples)
+    InstanceNorm.forward = forward
 
 
 class Learner:
@@ -256,6 +267,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, help='of each network in a pair; default 5 on a GPU, 1 on a CPU')
     parser.add_argument('--precision', default='auto', choices=['auto', *DTYPES], help='default: what training would choose')
     parser.add_argument('--layout', default='channels_last', choices=list(LAYOUTS), help='of our network')
+    parser.add_argument('--keep_layout', action='store_true', help='our instance norm one sample at a time, on a GPU too')
     parser.add_argument('--no_deep_supervision', dest='deep_supervision', action='store_false', help='the finest head alone')
     parser.add_argument('--free_algorithms', dest='deterministic', action='store_false',
                         help='those that cuDNN finds fastest, as with --trainer.deterministic false')
@@ -281,10 +293,12 @@ def main(words: list[str] | None = None) -> None:
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not args.deterministic
     warnings.filterwarnings('ignore', message='.*does not have a deterministic implementation.*')  # DynUNet's enlarged heads
+    if args.keep_layout:
+        keep_layout()
     if args.peak_of:
         print(peak_here(args.peak_of[0], args.presets[0], args.peak_of[1], args))
         return
-    out = {**machine(args), **{k: getattr(args, k) for k in ('patch_size', 'batch_size', 'precision', 'pairs', 'steps', 'deterministic')}}
+    out = {**machine(args), **{k: getattr(args, k) for k in ('patch_size', 'batch_size', 'precision', 'pairs', 'steps', 'deterministic', 'keep_layout')}}
     out['presets'] = {}
     for preset in args.presets:
         out['presets'][preset] = measure(preset, args)
