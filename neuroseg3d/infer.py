@@ -83,8 +83,8 @@ class Prediction:
 def choose_device(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 ) -> torch.device:
-    "The device to run on; auto takes CUDA where there is some, and one of several processes its own."
-    if device == 'auto':
+    "The device to run on; auto takes CUDA where there is some. One of several processes takes the GPU of its number."
+    if device == 'auto' or device == 'cuda' and torch.cuda.is_available():
         own = f':{launched().local_rank % torch.cuda.device_count()}' if torch.cuda.is_available() and launched().launcher else ''
         return torch.device(f'cuda{own}' if torch.cuda.is_available() else 'cpu')
     try:

@@ -20,7 +20,7 @@ from neuroseg3d.checkpoint import KEY, Model, export_model, load_checkpoint, loa
 from neuroseg3d.cli import main
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, Case, Geometry, labels_to_regions
-from neuroseg3d.infer import predict_case, write_extra
+from neuroseg3d.infer import choose_device, predict_case, write_extra
 from neuroseg3d.losses import _Summed, get_targets, out_channels
 from neuroseg3d.nifti import find_cases, read_case
 from neuroseg3d.processes import gather
@@ -163,6 +163,21 @@ def test_two_gpus_train_as_one(runs):
     assert one['global_step'] == two['global_step'] == STEPS
     size = sum(float(v.double().square().sum()) for v in one['state_dict'].values() if v.is_floating_point()) ** 0.5
     assert distance(one['state_dict'], two['state_dict']) < 0.02 * size
+
+
+@pytest.mark.parametrize('asked', ['auto', 'cuda'])
+def test_each_of_several_processes_takes_a_gpu_of_its_own(asked, monkeypatch):
+    "`infer --devices 4`: the third process finds what torchrun would have told it; two more than there are GPUs share."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    assert choose_device(asked) == torch.device('cuda')
+    monkeypatch.setenv('WORLD_SIZE', '6')
+    for rank, device in ((2, 'cuda:2'), (5, 'cuda:1')):
+        monkeypatch.setenv('RANK', str(rank))
+        monkeypatch.setenv('LOCAL_RANK', str(rank))
+        assert choose_device(asked) == torch.device(device)
 
 
 # ---------------------------------------------------------------------- checkpoints
