@@ -336,6 +336,7 @@ def _activation_bytes(network: nn.Module, voxels: int, sixteen_bits: bool) -> fl
     return max(level, head) + 4 * sum(p.numel() for p in network.parameters())
 
 
+_KEPT_BYTES = 65e6  # about what kernels and allocator of a CPU keep beside it in 32 bits, however large the window; of small ones less
 _LIVE_TENSORS = 6  # of the finest level at the last block of the decoder: skip, concatenation (2), its parts and result
 
 
@@ -362,5 +363,7 @@ def predict_cost(
     short = choose_precision(config.precision, device) != '32'
     active = max(_activation_bytes(n, prod(size) * config.batch, short) for n in networks)
     memory = active + 4 * prod(image.shape[1:]) * 4 + prod(size) * config.batch * 4 * 10
+    if device.type == 'cpu' and not short:
+        memory += min(3 * memory, _KEPT_BYTES)
     return Cost(len(grid), len(networks) * len(config.flips), seconds * prod(size) * len(grid) / prod(patch.shape[2:]),
                 memory / 1e6)

@@ -426,3 +426,32 @@ def test_a_cohort_has_a_bar_with_the_time_left_where_someone_watches(monkeypatch
             report('[1/3] a: WT 1.0 mL')
             report('[2/3] b: WT 1.0 mL')
         assert ('1/3 [00:00<' in screen.getvalue()) == screen.isatty()  # cases, time so far < time left
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import torch
+from neuroseg3d.unet import PRESETS, UNet
+from neuroseg3d.windows import Windows, predict_cost, predict_probabilities
+name, edge = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+torch.set_num_threads(1)
+network = UNet(PRESETS[name]).eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
+image, windows = torch.randn(4, edge + 3, edge, edge - 2), Windows((edge,) * 3, overlap=0, precision='32')
+def peak():  # of this process alone: ru_maxrss begins with that of its parent
+    return int(re.search('VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024 / 1e6
+before = peak()
+predict_probabilities(network, image, windows)
+print(peak() - before, predict_cost(network, image, windows).memory_mb)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the peak is read from /proc')
+@pytest.mark.parametrize('name, edge', [('tiny', 48), ('tiny', 112), ('base', 56)])
+def test_the_forecast_of_memory_is_within_a_factor_of_two(name, edge):
+    "A small window, for which what kernels keep counts most; a large one; one of a network without a strided stem."
+    done = subprocess.run([sys.executable, '-c', MEASURE, name, str(edge)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak, forecast = map(float, done.stdout.split())
+    assert 0.5 < peak / forecast < 2, f'{name}, window of {edge}: forecast {forecast:.0f} MB, peak {peak:.0f} MB'
