@@ -6,9 +6,12 @@
     python benchmarks/starter.py narrow     --out runs/starter --data ../shared/data  # scores of the first part, on real cases
     python benchmarks/starter.py wide       --out runs/starter --data ../shared/data  # scores after the second
     python benchmarks/starter.py fossa      --out runs/starter --data ../shared/data  # scores after the third
-    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores of what pre-training ends with
+    python benchmarks/starter.py mean       --out runs/starter --data ../shared/data  # scores of the mean of these two
+    python benchmarks/starter.py simulation --out runs/starter --data ../shared/data  # scores of the fourth, the last
+    python benchmarks/starter.py longer     --out runs/starter --data ../shared/data  # trains the fourth with more steps, scores it
     python benchmarks/starter.py pretrained --out runs/starter --data ../shared/data  # fine-tuned, each case held out once
     python benchmarks/starter.py random     --out runs/starter --data ../shared/data  # the same from random weights
+    python benchmarks/starter.py strong     --out runs/starter --data ../shared/data  # the same at a higher learning rate
     python benchmarks/starter.py rules      --out runs/starter --data ../shared/data  # post-processing and calibration, from held-out cases
     python benchmarks/starter.py change     --out runs/starter --data ../shared/data --name NAME    # of the generator
     python benchmarks/starter.py collect    --out runs/starter                       # benchmarks/results/starter.json
@@ -60,12 +63,17 @@ matplotlib.use('Agg')
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results'
-PARTS = {'narrow': 'pretrain', 'wide': 'widen', 'fossa': 'fossa'}  # series that score one part of pre-training -> that part
+PARTS = {'narrow': 'pretrain/checkpoints/last.ckpt', 'wide': 'widen/checkpoints/last.ckpt', 'fossa': 'fossa/checkpoints/last.ckpt',
+         'mean': 'before_many.ckpt', 'longer': 'longer/checkpoints/last.ckpt'}  # series that score a part of pre-training -> its weights
 SERIES = {'narrow': 'phantoms alone, first part', 'wide': 'phantoms alone, two parts', 'fossa': 'phantoms alone, three parts',
-          'simulation': 'phantoms alone, mean of the weights of the last two parts',
-          'pretrained': 'phantoms, then real and simulated cases', 'random': 'the latter alone, from random weights'}
+          'mean': 'phantoms alone, mean of the weights of the second and third part', 'simulation': 'phantoms alone, all four parts',
+          'longer': 'phantoms alone, the fourth part with 3000 steps',
+          'pretrained': 'phantoms, then real and simulated cases', 'random': 'the latter alone, from random weights',
+          'strong': 'phantoms, then real and simulated cases at four times the learning rate'}
+HELD = ('pretrained', 'random', 'strong')  # series for which each case was held out of fine-tuning
+MISSING = ('simulation', 'pretrained', 'random')  # series that are scored with each sequence missing too
 SEED = 6  # of the stream
-FURTHER = ('widen', 'fossa')  # parts of pre-training after the first
+FURTHER = ('widen', 'fossa', 'many')  # parts of pre-training after the first
 ET_VOXELS = 500  # enhancing tumour is scored where the reference has more
 
 
@@ -244,14 +252,23 @@ def stream_of(settings: dict, stage: str) -> dict:
 
 
 def pretrain(out: Path, settings: dict) -> Path:
-    "On phantoms alone: those of the cohorts, then, each time from the weights so found, those of wider populations."
+    "On phantoms alone: those of the cohorts, then those of wider populations, from the mean of the weights that these have given so far."
     config = config_of(settings, out / 'pretrain', 'pretrain')
     last = train(config, StarterData(config, settings, out), {'schema': 'msd'})
+    parts = []
     for part in FURTHER:
         config = config_of(settings, out / part, part)
         data = StarterData(config, stream_of(settings, part), out)
-        last = train(config, data, {'schema': 'msd', 'stage': part}, weights_of(last))
-    return mean_of([out / part / 'checkpoints' / 'last.ckpt' for part in FURTHER], pretrained(out))
+        start = mean_of(parts, out / f'before_{part}.ckpt') if parts else last
+        parts.append(train(config, data, {'schema': 'msd', 'stage': part}, weights_of(start)))
+    return parts[-1]
+
+
+def longer(out: Path, settings: dict) -> Path:
+    "The fourth part with more steps: tried, not taken."
+    config = config_of(settings, out / 'longer', 'longer')
+    data = StarterData(config, stream_of(settings, 'longer'), out)
+    return train(config, data, {'schema': 'msd', 'stage': 'longer'}, weights_of(out / 'before_many.ckpt'))
 
 
 def mean_of(checkpoints: Sequence[Path], path: Path) -> Path:
@@ -306,15 +323,15 @@ def summary(rows: Sequence[dict]) -> dict:
 
 def pretrained(out: Path) -> Path:
     "The checkpoint that pre-training ends with."
-    return out / 'pretrained.ckpt'
+    return out / FURTHER[-1] / 'checkpoints' / 'last.ckpt'
 
 
 def finetune(out: Path, settings: dict, studies: Sequence[Study], name: str, start: str) -> Path:
     "On real and simulated patches, from the pre-trained weights or from random ones."
-    config = config_of(settings, out / name, 'finetune')
+    config = config_of(settings, out / name, 'strong' if start == 'strong' else 'finetune')
     wide = stream_of(settings, FURTHER[-1])
     whole = {**wide, 'stream': {**wide['stream'], 'first': settings['finetune_pool'], 'patches': 10**9, 'held': 1}}
-    weights = weights_of(pretrained(out)) if start == 'pretrained' else None
+    weights = None if start == 'random' else weights_of(pretrained(out))
     provenance = {'schema': 'msd', 'start': start, 'real_cases': [s.id for s in studies]}
     return train(config, StarterData(config, whole, out, studies), provenance, weights)
 
@@ -323,12 +340,14 @@ def series(out: Path, data: Path, settings: dict, start: str) -> Path:
     "Scores of one series: of a part of pre-training (nothing real), or fine-tuned with each case held out, from either start."
     studies, rows = real_studies(data, settings['real']['cases']), []
     path = out / f'{start}.json'
+    if start == 'longer':
+        longer(out, settings)
     for held in studies:
-        checkpoint = out / PARTS[start] / 'checkpoints' / 'last.ckpt' if start in PARTS else pretrained(out)
-        if start in ('pretrained', 'random'):
+        checkpoint = out / PARTS[start] if start in PARTS else pretrained(out)
+        if start in HELD:
             checkpoint = finetune(out, settings, [s for s in studies if s.id != held.id], f'{start}/{held.id}', start)
         model, case = load_model(checkpoint), read_case(held)
-        rows += [score(model, case, missing) for missing in ('', *(() if start in PARTS else MODALITIES))]
+        rows += [score(model, case, missing) for missing in ('', *(MODALITIES if start in MISSING else ()))]
         print(json.dumps([r for r in rows if r['case'] == held.id and not r['missing']]), flush=True)
     means = {m or 'all': summary([r for r in rows if r['missing'] == m]) for m in dict.fromkeys(r['missing'] for r in rows)}
     facts = {'series': start, 'settings': settings, 'generator': GENERATOR, 'versions': {'torch': torch.__version__},
@@ -524,7 +543,7 @@ def cases_table(rows: Sequence[dict]) -> list[str]:
 def missing_table(results: dict) -> list[str]:
     "Mean Dice with each sequence missing."
     out = [cells(('series', 'missing', *REGIONS)), '|---' * 5 + '|']
-    for name in ('simulation', 'pretrained', 'random'):
+    for name in MISSING:
         for missing, m in results[name]['mean_with_missing'].items():
             out.append(cells((SERIES[name], 'nothing' if missing == 'all' else missing, *(f'{m[r]["dice"]:.3f}' for r in REGIONS))))
     return out
@@ -535,7 +554,8 @@ def subjects(settings: dict) -> dict[str, dict]:
     found = {}
     for part in ('pretrain', *FURTHER):
         config, stream = config_of(settings, Path(part), part), stream_of(settings, part)['stream']
-        exams = stream['first'] + (config.trainer.max_steps * config.data.batch_size - 1) // stream['patches']
+        patches = config.trainer.max_steps * config.data.batch_size
+        exams = patches if stream['patches'] == 1 else stream['first'] + (patches - 1) // stream['patches']  # each patch is a new one
         found[part] = {'steps': config.trainer.max_steps, 'exams': exams, 'patients': -(-exams // stream.get('exams', 1))}
     return found
 
