@@ -60,5 +60,6 @@ def run_demo(
     _, summary = evaluate(root / 'predictions', root / 'cohort', root / 'scores')
     report = report_cohort(root / 'predictions', root / 'cohort', root / 'report' / 'index.html',
                            title='Demo: held-out in-silico patients')
-    print(f'\n{summary_table(summary)}\n\nreport: {report}')
+    learnt = len(summary['references_without_prediction'])
+    print(f'\n{summary_table(summary)}\nThose {learnt} are the cases that it learnt from\n\nreport: {report}')
     return report
