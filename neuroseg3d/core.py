@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LABEL_NAMES', 'REGIONS', 'REGION_NAMES', 'SCHEMAS', 'InputError', 'Label', 'labels_to_regions',
-           'regions_to_labels', 'Schema', 'get_schema', 'to_canonical', 'from_canonical', 'Geometry', 'Case']
+           'regions_to_labels', 'Schema', 'get_schema', 'to_canonical', 'from_canonical', 'Geometry', 'nonzero', 'Case']
 
 # %% ../nbs/00_core.ipynb #2850fcab
 #: The four sequences, in channel order (that of MSD Task01_BrainTumour).
@@ -208,6 +208,16 @@ def _assign_axes(
     return pairs
 
 # %% ../nbs/00_core.ipynb #0f59749b
+def nonzero(
+    image: np.ndarray,  # (C, X, Y, Z)
+) -> np.ndarray:  # bool (X, Y, Z)
+    "Where any channel is non-zero, one channel at a time."
+    found = image[0] != 0
+    for channel in image[1:]:
+        found |= channel != 0
+    return found
+
+
 @dataclass
 class Case:
     "One study, checked and in memory, on its native grid."
@@ -237,7 +247,7 @@ class Case:
     @property
     def brain(self) -> np.ndarray:  # bool (X, Y, Z)
         "Voxels where any sequence is non-zero: the brain, in skull-stripped data."
-        return (self.image != 0).any(axis=0)
+        return nonzero(self.image)
 
     def volume_ml(self, region: str) -> float:
         "Volume of a region of the label in mL."

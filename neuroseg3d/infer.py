@@ -25,7 +25,7 @@ from . import __version__
 from .calibration import Calibration, stored_calibration
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
-from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, regions_to_labels
+from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
 from .losses import get_targets, to_regions
 from .nifti import (Study, find_cases, find_study, label_header, read_case, read_label, save_atomically, store_facts,
                               stored_facts, write_label)
@@ -153,15 +153,7 @@ def _cut_to_brain(masks: np.ndarray, case: Case, seen: ModelCase) -> None:
     masks, image = masks[whole], case.image[whole]
     if masks.any():
         box = (slice(None), *map(slice, *brain_box(masks)))
-        masks[box] &= _measured(image[box])
-
-
-def _measured(image: np.ndarray) -> np.ndarray:
-    "Where any sequence is non-zero: bool (X, Y, Z) of (C, X, Y, Z)."
-    found = image[0] != 0
-    for channel in image[1:]:
-        found |= channel != 0
-    return found
+        masks[box] &= nonzero(image[box])
 
 
 def masks_by_rules(
@@ -171,7 +163,7 @@ def masks_by_rules(
 ) -> np.ndarray:  # bool (3, x, y, z), model space
     "What the same rules leave of the regions without a way back."
     masks = np.stack([(p >= t).numpy() for p, t in zip(regions, rules.thresholds)])
-    masks &= _measured(seen.image.numpy())
+    masks &= nonzero(seen.image.numpy())
     return apply_rules(masks, rules, seen.record.model.voxel_ml)
 
 
@@ -209,7 +201,7 @@ def _native_bytes(prediction: Prediction, case: Case, kind: str) -> np.ndarray:
     if kind == 'entropy':
         p = volumes.float().clamp(1e-6, 1 - 1e-6)
         volumes = -(p * p.log2() + (1 - p) * (1 - p).log2()).mean(0, keepdim=True)
-    out, brain = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8), _measured(case.image)
+    out, brain = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8), case.brain
     for c, volume in enumerate(volumes):
         out[..., c] = (to_native(volume[None].cpu(), record)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         out[..., c] *= brain

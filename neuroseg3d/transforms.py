@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .core import Case, Geometry, InputError, labels_to_regions, regions_to_labels
+from .core import Case, Geometry, InputError, labels_to_regions, nonzero, regions_to_labels
 
 # %% auto #0
 __all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'plan_record', 'one_thread', 'ModelCase',
@@ -39,9 +39,7 @@ def brain_box(
     margin_vox: Sequence[int] = (0, 0, 0),  # kept on each side, along X, Y, Z
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:  # first voxel, one past the last
     "Box around the non-zero voxels, within the array."
-    mask = image[0] != 0
-    for channel in image[1:]:
-        mask |= channel != 0
+    mask = nonzero(image)
     start, stop = [], []
     for axis, margin in enumerate(map(int, margin_vox)):
         found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
