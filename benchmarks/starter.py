@@ -502,9 +502,7 @@ def collect(out: Path, settings: dict) -> Path:
     "The series in one file of results."
     found = {name: json.loads((out / f'{name}.json').read_text(encoding='utf-8')) for name in SERIES}
     for series in found.values():
-        then = series.pop('settings')
-        if 'finetune' in then and series['series'] in ('pretrained', 'random') and then['finetune'] != settings['finetune']:
-            series['finetune'] = {**then['finetune'], 'patch_size': then['finetune'].get('data', {}).get('patch_size', then['run']['data']['patch_size'])}
+        series.pop('settings')
     path = RESULTS / 'starter.json'
     changes = {name: json.loads((out / 'changes' / f'{name}.json').read_text(encoding='utf-8'))
                for name in settings['changes']['populations'] if (out / 'changes' / f'{name}.json').is_file()}
@@ -523,9 +521,7 @@ def means_table(results: dict) -> list[str]:
     "Mean Dice of the series, with the bars that were set."
     rows = [cells(('trained on', 'cases', *(f'{r} ({n})' for r, n in zip(REGIONS, (7, 7, 4))), 'misses', 'ECE of WT / TC / ET')), '|---|---|---|---|---|---|---|']
     for name, text in SERIES.items():
-        m, other = results[name]['mean_with_missing']['all'], results[name].get('finetune')
-        if other:  # measured with other settings than those of today
-            text += f' ({other["trainer"]["max_steps"]} steps in patches of {other["patch_size"]} voxels)'
+        m = results[name]['mean_with_missing']['all']
         rows.append(cells((text, m['WT']['cases'], *(f'{m[r]["dice"]:.3f}' for r in REGIONS), sum(m[r]['missed'] for r in REGIONS),
                            ' / '.join(f'{m[r]["ece"]:.3f}' for r in REGIONS))))
     return rows
@@ -601,7 +597,7 @@ def make_ahead(out: Path, settings: dict, n: int) -> None:
     "Make phantoms of the stream before training asks for them; for a second process."
     space = build(Space, settings['run']['space'])
     held = Stream(out / 'stream', space, 'Ts', settings['stream']['held'])
-    for cases, count in ((held, len(held)), *((training_stream(out, space, stream_of(settings, stage)['stream']), n) for stage in ('pretrain', 'widen'))):
+    for cases, count in ((held, len(held)), *((training_stream(out, space, stream_of(settings, stage)['stream']), n) for stage in ('pretrain', *FURTHER))):
         for number in range(count):
             cases[number]
 
