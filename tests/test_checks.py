@@ -116,8 +116,6 @@ def test_calibrate(cohort):
         evaluate.studies_not_trained_on(model, cohort)
 
 
-
-
 def test_what_has_no_partner_is_left_out_aloud(cohort, capsys):
     words = ['evaluate', '--pred', cohort.parent / 'pred', '--ref', cohort, '--output_dir', cohort.parent / 'out', '--ref_schema', 'msd']
     (cohort / 'C' / 'C_seg.nii.gz').unlink()

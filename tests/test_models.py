@@ -220,5 +220,9 @@ def test_pages_show_the_stored_results():
     steps = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['steps']
     for measured in (steps[k]['own'] for k in ('all measures', 'importing MONAI and Lightning too')):
         assert f'{measured["whole_process_s"]:.1f} s and {measured["peak_mb"]:.0f} MB' in other
+    network = json.loads((ROOT / 'benchmarks' / 'results' / 'network_cpu.json').read_text(encoding='utf-8'))['presets']
+    (base, large), unet = ((network[p]['ours']['step_s'], network[p]['dynunet']['step_s']) for p in ('base', 'large')), (
+        ROOT / 'nbs' / '07_unet.ipynb').read_text(encoding='utf-8')
+    assert f'`base` takes {base[0]:.2f} s where DynUNet takes {base[1]:.2f}, `large` {large[0]:.1f} where it takes {large[1]:.1f}' in unet
     model = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['about']['model']
     assert file_digest(STARTER)[:12] in model, 'measured with another starter model than that of the package'
