@@ -305,4 +305,4 @@ def monai_to_model_space(
     with one_thread():
         seen = model_space_transforms(space)(data)
     label = seen['label'].as_tensor() if 'label' in seen else None
-    return ModelCase(case.id, seen['image'].as_tensor().contiguous(), label, plan_record(case, space))
+    return ModelCase(case.id, seen['image'].as_tensor().contiguous(), label, plan_record(case, space), case.brain)

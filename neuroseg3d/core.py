@@ -244,6 +244,10 @@ class Case:
         labelled = 'with label' if self.label is not None else 'no label'
         return f'Case({self.id}: {"/".join(self.modalities)}, {size} at {spacing} mm, {grid.orientation}, {labelled})'
 
+    def forget_image(self) -> None:
+        "Let go of the voxels, which are most of a case's memory; grid, header and label stay."
+        self.image = np.empty((len(self.modalities), 0, 0, 0), dtype=np.float32)
+
     @property
     def brain(self) -> np.ndarray:  # bool (X, Y, Z)
         "Voxels where any sequence is non-zero: the brain, in skull-stripped data."

@@ -32,7 +32,7 @@ from .nifti import (Study, find_cases, find_study, label_header, read_case, read
 from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .processes import Place, gather, joined, launched, share
 from .split import file_digest
-from .transforms import ModelCase, brain_box, regions_to_native, to_model_space, to_native
+from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
@@ -117,6 +117,7 @@ def predict_case(
     rules: Postprocess | None = None,  # from probabilities to masks; None: those stored with the model
     progress: Callable[[int, int], None] | None = None,  # called with windows done and windows in all
     say: Callable[[str], None] | None = None,  # told beforehand what it will cost
+    keep_image: bool = True,  # False: the case forgets its voxels before the networks begin
 ) -> Prediction:
     "Segment one case."
     if not isinstance(case, Case):
@@ -124,36 +125,29 @@ def predict_case(
     _warn_of_missing(model, case)
     chosen, rules = choose_device(device), rules or rules_of(model)
     model_case = to_model_space(case, model.space)
+    if not keep_image:
+        case.forget_image()
     if say:
-        say(f'{case.id}: {predict_cost(model.networks, model_case.image, model.windows, chosen)} on {chosen}')
+        cost = predict_cost(model.networks, model_case.image, model.windows, chosen, around=model_case.record.around)
+        say(f'{case.id}: {cost} on {chosen}')
     probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
-                                          get_targets(model.targets).activation, chosen, progress=progress)
+                                          get_targets(model.targets).activation, chosen, progress=progress,
+                                          around=model_case.record.around)
     regions = to_regions(probabilities, model.targets).cpu()
-    label = label_by_rules(regions, case, model_case, rules)
+    label = label_by_rules(regions, model_case, rules)
     calibration = stored_calibration(model)
     return Prediction(label, calibration.apply(regions) if calibration else regions, model_case, calibration)
 
 
 def label_by_rules(
     regions: torch.Tensor,  # (3, x, y, z) in model space: probabilities of WT, TC, ET
-    case: Case,  # on its native grid
-    seen: ModelCase,  # what the network saw of it
+    seen: ModelCase,  # what the network saw
     rules: Postprocess,  # from probabilities to masks
 ) -> np.ndarray:  # canonical ids, uint8 (X, Y, Z), native grid
     "The label map: regions carried back and cut, nothing outside the brain, small parts dropped, nested."
     masks = regions_to_native(regions, seen.record, rules.thresholds)
-    _cut_to_brain(masks, case, seen)
+    masks &= seen.brain
     return regions_to_labels(apply_rules(masks, rules, seen.record.native.voxel_ml))
-
-
-def _cut_to_brain(masks: np.ndarray, case: Case, seen: ModelCase) -> None:
-    "Masks (3, X, Y, Z), in place, without voxels where nothing was measured; only their box is looked at."
-    crop = seen.record.operations[0]
-    whole = (slice(None), *map(slice, crop['start'], crop['stop']))
-    masks, image = masks[whole], case.image[whole]
-    if masks.any():
-        box = (slice(None), *map(slice, *brain_box(masks)))
-        masks[box] &= nonzero(image[box])
 
 
 def masks_by_rules(
@@ -194,14 +188,14 @@ def fast_model(
 EXTRAS: dict[str, str] = {'probabilities': 'WT, TC, ET along the fourth axis', 'entropy': 'mean entropy of WT, TC, ET in bits'}
 
 
-def _native_bytes(prediction: Prediction, case: Case, kind: str) -> np.ndarray:
+def _native_bytes(prediction: Prediction, kind: str) -> np.ndarray:
     "Values in [0, 1] on the native grid as uint8, (X, Y, Z, C), zero outside the brain; one region at a time."
-    record = prediction.model_case.record
+    record, brain = prediction.model_case.record, prediction.model_case.brain
     volumes = prediction.probabilities
     if kind == 'entropy':
         p = volumes.float().clamp(1e-6, 1 - 1e-6)
         volumes = -(p * p.log2() + (1 - p) * (1 - p).log2()).mean(0, keepdim=True)
-    out, brain = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8), case.brain
+    out = np.empty((*record.native.shape, len(volumes)), dtype=np.uint8)
     for c, volume in enumerate(volumes):
         out[..., c] = (to_native(volume[None].cpu(), record)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         out[..., c] *= brain
@@ -215,7 +209,7 @@ def write_extra(
     kind: str,  # a key of `EXTRAS`
 ) -> Path:
     "Write probabilities or entropy as uint8 with a scale of 1/255, on the grid of the case."
-    values = _native_bytes(prediction, case, kind)
+    values = _native_bytes(prediction, kind)
     values = values[..., 0] if values.shape[-1] == 1 else values
     header = label_header(case.header, 'msd') if case.header is not None else nib.Nifti1Header()
     store_facts(header, {'kind': kind, **_ABOUT[kind]})
@@ -275,7 +269,7 @@ def infer_file(
     "Segment a study and write its label map on its own grid; files appear when they are complete."
     study = source if isinstance(source, Study) else find_study(source, allow_missing=allow_missing)
     case = read_case(study, with_label=False, allow_missing=allow_missing)
-    prediction = predict_case(model, case, device, progress=progress, say=say)
+    prediction = predict_case(model, case, device, progress=progress, say=say, keep_image=False)
     _write(prediction, case, Path(output), schema, extras)
     return prediction
 
@@ -348,7 +342,7 @@ def _infer_all(
         start = time.monotonic()
         try:
             case = reading.result()
-            prediction = predict_case(model, case, device, say=None if said else say)
+            prediction = predict_case(model, case, device, say=None if said else say, keep_image=False)
             _write(prediction, case, outputs[study.id][0], schema, extras)
             line = prediction.volumes_text
             manifest.add(study, outputs[study.id][0], time.monotonic() - start, prediction)

@@ -41,7 +41,7 @@ from .split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
 from .transforms import Space
 from .unet import UNet, UNetConfig
-from .windows import Windows, is_out_of_memory, predict_cost, predict_probabilities
+from .windows import NOTHING_AROUND, Around, Windows, is_out_of_memory, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'seed_generators',
@@ -220,7 +220,7 @@ class SegmentationTask(pl.LightningModule):
         self.ema.update_parameters(self.network)
 
     def validation_step(self, batch, batch_idx):
-        prediction = self.predict_labels(batch['image'][0])
+        prediction = self.predict_labels(batch['image'][0], batch['around'][0].tolist())
         spacing = self.config.space.spacing_mm
         regions = get_targets(self.config.loss.targets).regions
         self._rows += score_case(prediction, batch['label'][0, 0].cpu().numpy(), spacing, structures=regions,
@@ -246,10 +246,12 @@ class SegmentationTask(pl.LightningModule):
     def predict_labels(
         self,
         image: torch.Tensor,  # one volume in model space (4, x, y, z)
+        around: Around = NOTHING_AROUND,  # voxels of the scan before and behind it
     ) -> np.ndarray:  # canonical ids (x, y, z)
         "Label map of a volume in model space, with the averaged weights."
         network, targets = self.averaged.eval(), self.config.loss.targets
-        probabilities = predict_probabilities(network, image, self.config.infer, get_targets(targets).activation, self.device)
+        probabilities = predict_probabilities(network, image, self.config.infer, get_targets(targets).activation, self.device,
+                                              around=around)
         masks = (to_regions(probabilities, targets) >= 0.5).cpu() & (image != 0).any(0).cpu()  # nothing outside the brain
         return regions_to_labels(masks.numpy())
 
@@ -524,7 +526,8 @@ def forecast(
     patches[1]
     batch_s = (time.perf_counter() - began) * data.plan.batch_size
     volume = first.cut((0, 0, 0), first.shape)['image']
-    validation_s = predict_cost(task.averaged, volume, task.config.infer, device).seconds * len(data.val_cases)
+    cost = predict_cost(task.averaged, volume, task.config.infer, device, around=first.record.around)
+    validation_s = cost.seconds * len(data.val_cases)
     return Forecast(step_s, batch_s, validation_s / processes_of(task.config), data.plan)
 
 # %% ../nbs/10_train.ipynb #4e6d0685

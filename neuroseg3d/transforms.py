@@ -182,14 +182,24 @@ class Record:
         "Whether the voxels of the two grids differ in size."
         return any(op['step'] == 'resample' for op in self.operations)
 
+    @property
+    def around(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        "Whole voxels of the model grid between its ends and those of the scan: before it, and behind it."
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.native.shape], indexing='ij')).reshape(3, -1)
+        shift = np.linalg.solve(self.model.affine, self.native.affine)
+        places = shift[:3, :3] @ corners + shift[:3, 3:]
+        before, behind = -places.min(axis=1), places.max(axis=1) - np.array(self.model.shape) + 1
+        return tuple(tuple(int(n) for n in np.floor(side + 1e-3).clip(min=0)) for side in (before, behind))
+
 
 def plan_record(
     case: Case,  # on its native grid
     space: Space,  # where to
+    brain: np.ndarray | None = None,  # bool (X, Y, Z), `case.brain` where it is known
 ) -> Record:
     "The steps that carry a case into model space."
     native, spacing = case.geometry, np.array(case.geometry.spacing_mm)
-    start, stop = brain_box(case.image, np.ceil(space.margin_mm / spacing).astype(int))
+    start, stop = brain_box(case.image if brain is None else brain[None], np.ceil(space.margin_mm / spacing).astype(int))
     shift = np.eye(4)
     shift[:3, 3] = start
     cut = Geometry(tuple(b - a for a, b in zip(start, stop)), native.affine @ shift)
@@ -223,6 +233,7 @@ class ModelCase:
     image: torch.Tensor  # float32 (4, x, y, z), z-scores; zero outside the brain and in a missing sequence
     label: torch.Tensor | None  # canonical ids, uint8 (1, x, y, z)
     record: Record  # the way back
+    brain: np.ndarray  # bool (X, Y, Z), native grid: where anything was measured
 
 
 #: A voxel that is half brain, or half region, belongs to it; what float32 coordinates are off by must not decide.
@@ -283,12 +294,13 @@ def to_model_space(
     space: Space = Space(),  # where to
 ) -> ModelCase:
     "The one way into model space: brain box, RAS, spacing, z-scores; the case itself is left as it is."
-    record = plan_record(case, space)
+    brain = case.brain
+    record = plan_record(case, space, brain)
     image = _carry_image(case.image, record.operations)
     with one_thread():
         image = _normalise(image)
     label = None if case.label is None else _carry_label(case.label, record.operations)
-    return ModelCase(case.id, image, label, record)
+    return ModelCase(case.id, image, label, record, brain)
 
 # %% ../nbs/05_transforms.ipynb #6aed7b6c
 def _undo(volume: torch.Tensor, op: Operation, mode: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ from .losses import get_targets, to_regions
 from .nifti import read_case
 from .transforms import ModelCase, to_model_space, to_native
 from .viz import Picture, show_maps
-from .windows import Windows, predict_probabilities
+from .windows import NOTHING_AROUND, Around, Windows, predict_probabilities
 
 # %% auto #0
 __all__ = ['CHANNELS', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt', 'QUBraTS',
@@ -106,10 +106,11 @@ def predict_doubt(
     device: str | torch.device = 'cpu',  # where they run
     progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
     temperature: Sequence[float] = (1.0, 1.0, 1.0),  # of WT, TC, ET: each member's logits are divided by it
+    around: Around = NOTHING_AROUND,  # voxels of the scan before and behind the image
 ) -> Doubt:
     "Probabilities and their uncertainty, in one pass over the windows."
     mean = predict_probabilities(networks, image, windows, get_targets(targets).activation, device, progress,
-                                 _statistic(targets, temperature)).cpu()
+                                 _statistic(targets, temperature), around=around).cpu()
     raw, regions, labels, entropies = mean.split((3, 3, 4, len(CHANNELS)))
     regions, labels = regions.clamp(0, 1), labels.clamp(0, 1)
     total = _entropies(regions, labels)
@@ -194,12 +195,12 @@ def validation_case(
         raise InputError(f'case {case.id} has no label; expected a validation case with one')
     seen = to_model_space(case, model.space)
     p = predict_probabilities(model.networks, seen.image, model.windows, get_targets(model.targets).activation,
-                              choose_device(device))
+                              choose_device(device), around=seen.record.around)
     p = to_regions(p, model.targets).cpu()
     truth, grid = labels_to_regions(seen.label[0].numpy()), seen.record.model
     brain = (seen.image != 0).any(0).numpy()
     within = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, grid.spacing_mm)
-    label = label_by_rules(p, case, seen, rules_of(model))
+    label = label_by_rules(p, seen, rules_of(model))
     volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x)) for x in (label, case.label)]
     predicted = masks_by_rules(p, seen, rules_of(model))
     return Validation(p, predicted, truth, brain, within, grid.voxel_ml, *volumes)
@@ -289,8 +290,9 @@ def assess_case(
     "Segment a case and say how sure the model is."
     calibration = stored_calibration(model) if calibration is None else calibration
     seen, temperature = to_model_space(case, model.space), calibration.temperature if calibration else (1.0, 1.0, 1.0)
-    doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature)
-    label = label_by_rules(doubt.raw, case, seen, rules_of(model))
+    doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature,
+                          seen.record.around)
+    label = label_by_rules(doubt.raw, seen, rules_of(model))
     volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
     p = calibration.apply(doubt.raw) if calibration else doubt.raw
     intervals = calibration.intervals_ml(volumes, p, seen.record.model.voxel_ml) if calibration else {}

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from .core import InputError
 
 # %% auto #0
-__all__ = ['Axes', 'PRESETS', 'UNetConfig', 'InstanceNorm', 'ConvBlock', 'ResidualBlock', 'UpBlock', 'UNet', 'PlainHead',
-           'StemHead', 'from_dynunet', 'receptive_field']
+__all__ = ['Axes', 'PRESETS', 'Inside', 'UNetConfig', 'InstanceNorm', 'ConvBlock', 'ResidualBlock', 'UpBlock', 'UNet',
+           'PlainHead', 'StemHead', 'from_dynunet', 'receptive_field']
 
 # %% ../nbs/07_unet.ipynb #20c047b3
 Axes = tuple[int, int, int]
@@ -46,6 +46,7 @@ class UNetConfig:
     deep_supervision: int | None = None  # extra heads below the full resolution, used while training
     dropout: float = 0.0  # probability that a channel is dropped after a convolution
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
+    norm_over: str = 'window'  # voxels that instance norm counts: 'window', all; 'brain', non-zero ones, and what is zero stays so
 
     def __post_init__(self):
         _fill_from_preset(self)
@@ -94,12 +95,31 @@ def _check(config: UNetConfig) -> None:
                          f'heads with {levels} levels')
     if not 0 <= config.dropout < 1:
         raise InputError(f'model.dropout: found {config.dropout}, expected a probability below 1')
+    if config.norm_over not in ('window', 'brain'):
+        raise InputError(f'model.norm_over: found {config.norm_over!r}, expected window or brain')
 
 
 #: The presets by name.
 PRESETS: dict[str, UNetConfig] = {name: UNetConfig(preset=name) for name in _PRESET_VALUES}
 
 # %% ../nbs/07_unet.ipynb #6da39915
+Inside = list[Tensor]  # for each sample of a batch, the numbers of some of its voxels
+
+
+class _Take(torch.autograd.Function):
+    "Rows of a matrix, each at most once; PyTorch's own way back would add up where this only has to copy."
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.whole = matrix.shape
+        return matrix.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_zeros(ctx.whole).index_copy_(0, *ctx.saved_tensors, gradient), None
+
+
 class InstanceNorm(nn.InstanceNorm3d):
     "Instance normalisation with scale and shift that keeps the channels-last layout on a CPU."
 
@@ -112,11 +132,25 @@ class InstanceNorm(nn.InstanceNorm3d):
     def forward(
         self,
         x: Tensor,  # (B, C, x, y, z)
+        inside: Inside | None = None,  # the voxels that count; the others become zero. None: all count
     ) -> Tensor:  # same shape and layout
-        if x.is_cuda or x.is_contiguous():
+        if inside is None and (x.is_cuda or x.is_contiguous()):
             return super().forward(x)
-        samples = [F.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in x.split(1)]
+        if inside is None:
+            samples = [F.batch_norm(s, None, None, self.weight, self.bias, True, 0.0, self.eps) for s in x.split(1)]
+        else:
+            samples = [self._of_some(s, voxels) for s, voxels in zip(x.split(1), inside)]
         return samples[0] if len(samples) == 1 else torch.cat(samples)
+
+    def _of_some(self, x: Tensor, voxels: Tensor) -> Tensor:
+        "One sample normalised over some of its voxels."
+        rows = x.movedim(1, -1)  # in the channels-last layout a view
+        values = _Take.apply(rows.reshape(-1, x.shape[1]), voxels)
+        if len(voxels):  # torch.batch_norm, unlike nn.functional's, takes a single voxel too: its variance is zero
+            values = torch.batch_norm(values, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
+        out = values.new_zeros(x[0, 0].numel(), x.shape[1]).index_copy_(0, voxels, values)
+        out = out.view(rows.shape).movedim(-1, 1)
+        return out.contiguous() if x.is_contiguous() else out
 
 # %% ../nbs/07_unet.ipynb #c2718751
 def _conv(inputs: int, outputs: int, kernel: Axes, stride: Axes) -> nn.Conv3d:
@@ -147,9 +181,21 @@ class ConvBlock(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, inputs, x, y, z)
+        inside: Inside | None = None,  # voxels of the output that the norms count; None: all
     ) -> Tensor:  # (B, outputs, x/stride, ...)
-        x = self.act(self.norm1(self.drop(self.conv1(x))))
-        return self.act(self.norm2(self.drop(self.conv2(x))))
+        x = self.conv1(x)
+        x = self.settled(x, self.norm1, inside)
+        x = self.conv2(x)
+        return self.settled(x, self.norm2, inside)
+
+    def settled(
+        self,
+        x: Tensor,  # result of a convolution
+        norm: InstanceNorm,  # that follows it
+        inside: Inside | None = None,  # voxels that it counts
+    ) -> Tensor:  # same shape
+        "Normalised and activated, in training with some channels dropped."
+        return self.act(norm(self.drop(x), inside))
 
 # %% ../nbs/07_unet.ipynb #e75335dd
 class ResidualBlock(ConvBlock):
@@ -171,9 +217,12 @@ class ResidualBlock(ConvBlock):
     def forward(
         self,
         x: Tensor,  # (B, inputs, x, y, z)
+        inside: Inside | None = None,  # voxels of the output that the norms count; None: all
     ) -> Tensor:  # (B, outputs, x/stride, ...)
-        y = self.act(self.norm1(self.drop(self.conv1(x))))
-        return self.act(self.norm2(self.drop(self.conv2(y))) + self.shortcut(x))
+        y = self.settled(self.conv1(x), self.norm1, inside)
+        for part in self.shortcut if isinstance(self.shortcut, nn.Sequential) else ():
+            x = part(x, inside) if isinstance(part, InstanceNorm) else part(x)
+        return self.act(self.norm2(self.drop(self.conv2(y)), inside) + x)
 
 # %% ../nbs/07_unet.ipynb #c0f8775a
 class UpBlock(nn.Module):
@@ -195,8 +244,13 @@ class UpBlock(nn.Module):
         self,
         x: Tensor,  # (B, inputs, x, y, z) from below
         skip: Tensor,  # (B, outputs, x*stride, ...) from the encoder
+        inside: Inside | None = None,  # voxels of the output that the norms count; None: all
     ) -> Tensor:  # (B, outputs, x*stride, ...)
-        return self.block(torch.cat((self.up(x), skip), dim=1))
+        block = self.block  # its steps one by one: what is handed to a module as a whole stays in memory until it is done
+        x = block.conv1(torch.cat((self.up(x), skip), dim=1))
+        x = block.settled(x, block.norm1, inside)
+        x = block.conv2(x)
+        return block.settled(x, block.norm2, inside)
 
 # %% ../nbs/07_unet.ipynb #56f197b3
 class UNet(nn.Module):
@@ -226,13 +280,14 @@ class UNet(nn.Module):
     ) -> Tensor | list[Tensor]:  # logits (B, out_channels, x, y, z); a list in training with deep supervision
         size, skips = x.shape[2:], []
         x = image = _pad_to(x, self.padded_size(size))
-        for block in self.encoder:
-            x = self._run(block, x)
+        whole, *levels = self._inside(image)
+        for block, inside in zip(self.encoder, levels):
+            x = self._run(block, x, inside)
             skips.append(x)
         ways = [skips.pop()]
-        for block in self.decoder:
-            ways.append(self._run(block, ways[-1], skips.pop()))
-        logits = _crop_to(self._run(self.heads[0], ways[-1], image), size)
+        for block, inside in zip(self.decoder, levels[-2::-1]):
+            ways.append(self._run(block, ways[-1], skips.pop(), inside))
+        logits = _crop_to(self._run(self.heads[0], ways[-1], image, whole), size)
         if not (self.training and self.config.deep_supervision):
             return logits
         return [logits, *self._deep_logits(ways[-2::-1], size)]
@@ -247,6 +302,16 @@ class UNet(nn.Module):
             padded[0] *= 2
         return tuple(padded)
 
+    def _inside(self, image: Tensor) -> list[Inside | None]:
+        "The voxels that norms count: of the image, then of each level, where one is brain if any voxel below it is."
+        if self.config.norm_over == 'window':
+            return [None] * (1 + len(self.strides))
+        brain = (image.detach() != 0).any(1, keepdim=True).float()
+        grids = [brain]
+        for stride in self.strides:
+            grids.append(F.max_pool3d(grids[-1], stride))
+        return [[sample.flatten().nonzero()[:, 0] for sample in grid] for grid in grids]
+
     def _deep_logits(self, ways: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
         "Logits of the levels below the finest, each at the size of its own grid."
         factor, logits = self.strides[0], []
@@ -255,7 +320,7 @@ class UNet(nn.Module):
             logits.append(_crop_to(head(x), tuple(ceil(n / f) for n, f in zip(size, factor))))
         return logits
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Tensor | Inside | None) -> Tensor:
         "A block, with its activations recomputed in the backward pass if memory is scarce."
         if self.config.checkpointing and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
@@ -280,6 +345,7 @@ class PlainHead(nn.Conv3d):
         self,
         x: Tensor,  # (B, C, x, y, z) of the finest level
         image: Tensor,  # (B, in_channels, x, y, z)
+        inside: Inside | None = None,  # there is no norm here
     ) -> Tensor:  # logits
         return super().forward(x)
 
@@ -305,8 +371,9 @@ class StemHead(nn.Module):
         self,
         x: Tensor,  # (B, inputs, x / stride, ...)
         image: Tensor,  # (B, images, x, y, z)
+        inside: Inside | None = None,  # voxels that the norm counts; None: all
     ) -> Tensor:  # logits (B, outputs, x, y, z)
-        return self.out(self.act(self.norm(self.mix(torch.cat((self.up(x), image), dim=1)))))
+        return self.out(self.act(self.norm(self.mix(torch.cat((self.up(x), image), dim=1)), inside)))
 
 
 def _full_size_head(config: UNetConfig, stride: Axes) -> nn.Module:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
-from math import ceil, prod
+from itertools import groupby, product
+from math import ceil, lcm, prod
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from .core import InputError
 
 # %% auto #0
-__all__ = ['FLIPS', 'Window', 'Statistic', 'Windows', 'choose_precision', 'window_starts', 'window_size', 'window_grid',
-           'fast_windows', 'gaussian_weight', 'is_out_of_memory', 'predict_probabilities', 'Cost', 'predict_cost']
+__all__ = ['FLIPS', 'Window', 'Around', 'NOTHING_AROUND', 'Statistic', 'Windows', 'choose_precision', 'window_starts',
+           'window_size', 'window_grid', 'fast_windows', 'scan_starts', 'Look', 'looks_at', 'gaussian_weight',
+           'is_out_of_memory', 'predict_probabilities', 'Cost', 'predict_cost']
 
 # %% ../nbs/07a_windows.ipynb #1837e519
 #: The eight ways to mirror a volume, by the axes that are turned round.
@@ -39,6 +40,7 @@ class Windows:
     flips: tuple[str, ...] = ('none',)  # mirrored copies to average over, any of `FLIPS` (test-time augmentation)
     sigma: float = 0.125  # width of the Gaussian weight, as a share of the window
     precision: Literal['auto', '32', 'bf16', 'fp16'] = 'auto'  # of the network (auto: 16 bits where hardware has them); sums: float32
+    grid: Literal['brain', 'scan'] = 'brain'  # windows spread over the brain's box, or placed on the whole scan as MONAI does
 
     def __post_init__(self):
         if len(self.size) != 3 or min(self.size) < 1:
@@ -49,6 +51,8 @@ class Windows:
             raise InputError(f'infer: found batch {self.batch} and sigma {self.sigma}, expected positive numbers')
         if not self.flips or not set(self.flips) <= set(FLIPS):
             raise InputError(f'infer.flips: found {self.flips}, expected some of {", ".join(FLIPS)}')
+        if self.grid not in ('brain', 'scan'):
+            raise InputError(f'infer.grid: found {self.grid!r}, expected brain or scan')
         if self.precision not in ('auto', *_AUTOCAST):
             raise InputError(f'infer.precision: found {self.precision!r}, expected one of auto, {", ".join(_AUTOCAST)}')
 
@@ -122,9 +126,109 @@ def fast_windows(
     config: Windows,  # as the model was validated
     whole: bool = True,  # whether memory allows the whole volume at once
 ) -> Windows:
-    "Fewer, larger looks: no flips, and one window or a smaller overlap."
+    "Fewer, larger looks at the brain's box: no flips, and one window or a smaller overlap."
     size = (4096, 4096, 4096) if whole else config.size
-    return replace(config, size=size, overlap=min(config.overlap, 0.25), batch=1, flips=('none',))
+    return replace(config, size=size, overlap=min(config.overlap, 0.25), batch=1, flips=('none',), grid='brain')
+
+# %% ../nbs/07a_windows.ipynb #8c45de02
+Around = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+#: An image that is the whole scan.
+NOTHING_AROUND: Around = ((0, 0, 0), (0, 0, 0))
+
+
+def scan_starts(
+    length: int,  # voxels of the scan along an axis
+    size: int,  # voxels of the window along it
+    overlap: float,  # share that neighbours have in common
+) -> list[int]:  # in voxels of the scan; negative where it is shorter than the window and lies in its middle
+    "First voxels of the windows along an axis, as MONAI packs them: from one end, the last one pushed back."
+    if length <= size:
+        return [-((size - length) // 2)]
+    step = max(1, int(size * (1 - overlap)))
+    return [min(first, length - size) for first in range(0, length - size + step, step)]
+
+
+@dataclass(frozen=True)
+class Look:
+    "What a network is shown at a time: a window, or the part of it that holds brain."
+    start: tuple[int, ...]  # first voxel in the image; where it reaches out of it, zeros are shown
+    size: tuple[int, ...]  # voxels
+    within: tuple[int, ...] = (0, 0, 0)  # first voxel in the window, whose weights it gets
+
+    def inside(
+        self,
+        shape: Sequence[int],  # of the image
+    ) -> tuple[Window, Window]:
+        "The part inside the image: in voxels of the image, and of the look."
+        ends = [(max(0, a), min(n, a + s), a) for a, s, n in zip(self.start, self.size, shape)]
+        return tuple(slice(low, high) for low, high, _ in ends), tuple(slice(low - a, high - a) for low, high, a in ends)
+
+    def weighed(
+        self,
+        inner: Window,  # voxels of the look
+    ) -> Window:
+        "The same in voxels of the window."
+        return tuple(slice(s.start + w, s.stop + w) for s, w in zip(inner, self.within))
+
+
+def looks_at(
+    image: Tensor,  # (4, x, y, z), model space
+    config: Windows = Windows(),  # how it is looked at
+    networks: Sequence[nn.Module] = (),  # that will look; where all of them ignore air, they are not shown any
+    around: Around = NOTHING_AROUND,  # voxels of the scan before and behind the image
+) -> tuple[list[Look], tuple[int, ...]]:
+    "All looks that hold brain, and the size of the window that weights are of."
+    if config.grid == 'brain':
+        grid = [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
+        size = tuple(s.stop - s.start for s in (grid or window_grid(image.shape[1:], config))[0])
+        return [Look(tuple(s.start for s in w), size) for w in grid], size
+    lengths = [before + n + behind for before, n, behind in zip(around[0], image.shape[1:], around[1])]
+    starts = [[a - before for a in scan_starts(n, s, config.overlap)] for n, s, before in zip(lengths, config.size, around[0])]
+    brain, steps = image.any(0), _air_free_steps(networks)
+    looks = [_cut_to_brain(Look(corner, tuple(config.size)), brain, steps) for corner in product(*starts)]
+    return [look for look in looks if look], tuple(config.size)
+
+
+def _air_free_steps(networks: Sequence[nn.Module]) -> tuple[int, ...] | None:
+    "Where windows may be cut: at multiples of this; None where a network counts the air in them."
+    configs = [getattr(network, 'config', None) for network in networks]
+    if not configs or any(getattr(config, 'norm_over', 'window') != 'brain' for config in configs):
+        return None
+    return tuple(lcm(*axis) for axis in zip(*(config.multiple for config in configs)))
+
+
+def _cut_to_brain(look: Look, brain: Tensor, steps: tuple[int, ...] | None) -> Look | None:
+    "A window without the air around what it holds, cut at multiples of steps; None where it holds nothing."
+    place, inner = look.inside(brain.shape)
+    part = brain[place] if all(s.start < s.stop for s in place) else brain[:0]
+    if not part.any():
+        return None
+    if steps is None:
+        return look
+    ends = []
+    for axis, (s, step) in enumerate(zip(inner, steps)):
+        found = part.amax(tuple({0, 1, 2} - {axis})).nonzero()[:, 0]
+        low, high = s.start + int(found[0]), s.start + int(found[-1]) + 1
+        ends.append((low // step * step, min(ceil(high / step) * step, look.size[axis])))
+    low, size = tuple(a for a, _ in ends), tuple(b - a for a, b in ends)
+    return Look(tuple(a + b for a, b in zip(look.start, low)), size, low)
+
+
+def _shown(image: Tensor, look: Look) -> Tensor:
+    "The voxels of a look, zeros outside of the image."
+    place, inner = look.inside(image.shape[1:])
+    part = image[(slice(None), *place)]
+    missing = [n for s, i in zip(look.size[::-1], inner[::-1]) for n in (i.start, s - i.stop)]
+    return nn.functional.pad(part, missing) if any(missing) else part
+
+
+def _batches(looks: Sequence[Look], batch: int) -> Iterator[list[Look]]:
+    "Neighbouring looks of one size, so many at a time."
+    for _, alike in groupby(looks, lambda look: look.size):
+        alike = list(alike)
+        yield from (alike[first:first + batch] for first in range(0, len(alike), batch))
+
 
 # %% ../nbs/07a_windows.ipynb #b772de46
 def gaussian_weight(
@@ -210,6 +314,7 @@ def predict_probabilities(
     progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
     statistic: Statistic | None = None,  # probabilities (B, C, ...) -> what is averaged (B, D, ...)
     say: Callable[[str], None] = warnings.warn,  # told when memory runs out and what is tried next
+    around: Around = NOTHING_AROUND,  # voxels of the scan before and behind the image, for windows of grid 'scan'
 ) -> Tensor:  # float32 (C or D, x, y, z), on the CPU or `device`
     "Probabilities of a whole volume, averaged over overlapping windows, flips and networks."
     networks = [networks] if isinstance(networks, nn.Module) else list(networks)
@@ -218,7 +323,7 @@ def predict_probabilities(
     for plan, fallback in zip(plans, [*plans[1:], None]):
         try:
             with _evaluating(networks, plan.device):
-                return _predict(networks, image, config, activation, plan, progress, statistic or (lambda p: p))
+                return _predict(networks, image, config, activation, plan, progress, statistic or (lambda p: p), around)
         except Exception as error:
             if fallback is None or not is_out_of_memory(error):
                 raise
@@ -251,18 +356,13 @@ def _evaluating(networks: list[nn.Module], device: torch.device) -> Iterator[Non
             module.training = mode
 
 
-def _with_brain(image: Tensor, config: Windows) -> list[Window]:
-    "The windows over an image that hold anything."
-    return [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
-
-
 def _predict(
     networks: list[nn.Module], image: Tensor, config: Windows, activation: str, plan: _Plan,
-    progress: Callable[[int, int], None] | None, statistic: Statistic,
+    progress: Callable[[int, int], None] | None, statistic: Statistic, around: Around,
 ) -> Tensor:
     "One attempt at a volume under a plan."
-    grid = _with_brain(image, config)
-    weight = gaussian_weight([s.stop - s.start for s in grid[0]], config.sigma).to(plan.sums)
+    looks, size = looks_at(image, config, networks, around)
+    weight, done = gaussian_weight(size, config.sigma).to(plan.sums), 0
     sums, weights, channels = None, torch.zeros(image.shape[1:], device=plan.sums), 0
 
     def counted(p: Tensor) -> Tensor:
@@ -270,17 +370,19 @@ def _predict(
         channels = p.shape[1]
         return statistic(p)
 
-    for first in range(0, len(grid), plan.batch):
-        chosen = grid[first:first + plan.batch]
-        x = torch.stack([image[(slice(None), *w)] for w in chosen]).to(plan.device, memory_format=torch.channels_last_3d)
+    for chosen in _batches(looks, plan.batch):
+        x = torch.stack([_shown(image, look) for look in chosen]).to(plan.device, memory_format=torch.channels_last_3d)
         values = _mean_over_members(networks, x, config, activation, counted).to(plan.sums)
         if sums is None:
             sums = torch.zeros((values.shape[1], *image.shape[1:]), device=plan.sums)
-        for window, value in zip(chosen, values):
-            sums[(slice(None), *window)].addcmul_(value, weight)
-            weights[window] += weight
+        for look, value in zip(chosen, values):
+            place, inner = look.inside(image.shape[1:])
+            own = weight[look.weighed(inner)]
+            sums[(slice(None), *place)].addcmul_(value[(slice(None), *inner)], own)
+            weights[place] += own
+        done += len(chosen)
         if progress:
-            progress(first + len(chosen), len(grid))
+            progress(done, len(looks))
     return _normalise(sums, weights, statistic(_background(channels, activation)))
 
 # %% ../nbs/07a_windows.ipynb #cae5b7d6
@@ -346,24 +448,25 @@ def predict_cost(
     config: Windows = Windows(),  # how the volume is looked at
     device: str | torch.device = 'cpu',  # where the network runs
     probe: int | None = None,  # edge of the patch that is timed, voxels; None: 32, and 64 on a GPU, which a smaller one leaves idle
+    around: Around = NOTHING_AROUND,  # as for `predict_probabilities`
 ) -> Cost:
     "Windows, seconds and memory that `predict_probabilities` will need."
     networks, device = [networks] if isinstance(networks, nn.Module) else list(networks), torch.device(device)
-    grid = _with_brain(image, config)
-    size = [s.stop - s.start for s in grid[0]] if grid else [0, 0, 0]
+    looks, _ = looks_at(image, config, networks, around)
+    size = max((look.size for look in looks), key=prod, default=(0, 0, 0))
     edge = probe or (32 if device.type == 'cpu' else 64)
-    patch = torch.zeros(1, image.shape[0], *[max(1, min(edge, n)) for n in size]).to(memory_format=torch.channels_last_3d)
+    patch = torch.ones(1, image.shape[0], *[max(1, min(edge, n)) for n in size]).to(memory_format=torch.channels_last_3d)
     try:
         with _evaluating(networks, device):
             seconds = sum(_probe_seconds(n, patch.to(device), config) for n in networks) * len(config.flips)
     except Exception as error:
         if device.type == 'cpu' or not is_out_of_memory(error):
             raise
-        return predict_cost(networks, image, config, 'cpu', probe)  # where prediction will end too
+        return predict_cost(networks, image, config, 'cpu', probe, around)  # where prediction will end too
     short = choose_precision(config.precision, device) != '32'
     active = max(_activation_bytes(n, prod(size) * config.batch, short) for n in networks)
     memory = active + 4 * prod(image.shape[1:]) * 4 + prod(size) * config.batch * 4 * 10
     if device.type == 'cpu' and not short:
         memory += min(3 * memory, _KEPT_BYTES)
-    return Cost(len(grid), len(networks) * len(config.flips), seconds * prod(size) * len(grid) / prod(patch.shape[2:]),
-                memory / 1e6)
+    seconds *= sum(prod(look.size) for look in looks) / prod(patch.shape[2:])
+    return Cost(len(looks), len(networks) * len(config.flips), seconds, memory / 1e6)

@@ -191,6 +191,8 @@ def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callabl
 
 def _windows_of(model: Model, image: Tensor) -> list[Window]:
     "The windows that prediction looks through: those that hold brain."
+    if model.windows.grid != 'brain':
+        raise InputError(f'infer.grid: found {model.windows.grid}, expected brain: explanations look at windows over the box of the brain')
     return [w for w in window_grid(image.shape[1:], model.windows) if image[(slice(None), *w)].any()]
 
 # %% ../nbs/13_xai.ipynb #2889bf97
