@@ -1,14 +1,15 @@
 """This library against the stock MONAI recipe, with the same weights, on one real case: seconds, peak memory, agreement.
 
-    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench     # the starter model
-    python benchmarks/inference.py --input_image CASE --output_dir runs/bench --steps           # what each measure brings
+    python benchmarks/inference.py --train DATA --output_dir runs/bench                          # base, at 1 mm, on real cases: an hour
+    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench      # seconds, memory, masks
+    python benchmarks/inference.py --input_image CASE --output_dir runs/bench --steps            # what each measure brings
     python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench --agreement
 
-Pairs of processes, one after the other, alternating, on one machine. Each process measures itself: what it needed from its
-start to the end (whole process), from reading to the written file (in process), and its peak memory. The same weights are run
-twice, in the model space they were trained for and at 1 mm, where nothing is resampled and a brain takes many windows: seconds
-and memory there are those of any network of this size, the masks are those of a network outside of its scale. Each call
-replaces its own part of benchmarks/results/inference.json and writes inference.md again.
+Two models: *starter*, that of the package, at 2 mm; and *base*, the default network at the spacing of the scan, trained here on the
+cases below DATA (not on the one that is measured), which ignores air and looks through the recipe's own windows. Pairs of processes,
+one after the other, alternating, on one machine. Each process measures itself: what it needed from its start to the end (whole
+process), from reading to the written file (in process), and its peak memory. Each call replaces its own part of
+benchmarks/results/inference.json and writes inference.md again; `--models` names those to be measured.
 """
 from __future__ import annotations
 
@@ -26,39 +27,49 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
-VARIANTS = ('ours', 'recipe', 'fast')
+VARIANTS = ('ours', 'recipe', 'box', 'fast')  # box: windows over the brain's box, where the model looks on the whole scan
+TRAINING = {'data.n_folds': 1, 'data.batch_size': 1, 'data.overhang': 0.5, 'data.cache': 'ram', 'data.workers': 1, 'model.norm_over': 'brain',
+            'infer.grid': 'scan', 'optim.ema_decay': 0.995, 'trainer.max_steps': 2000, 'trainer.val_every_steps': 1000,
+            'trainer.checkpoint_every_steps': 100}  # of `base`, beside the defaults
 REGIONS = ('WT', 'TC', 'ET')
 
-#: What is left out, one at a time: what it is, and at which spacing it is measured (None: the model's own).
+#: What is left out, one at a time: what it is, and for which models it is measured.
 STEPS = {
-    'all measures': (None, 1.0), 'without the brain box': (None, 1.0), 'without brain box and skipped windows': (1.0,),
-    'without 16 bits': (None, 1.0), 'without channels last': (1.0,), 'with two windows at a time': (1.0,),
-    'with an overlap of 0.75': (1.0,), 'reading by nibabel': (None,), 'four files': (None,),
-    'four files, one after the other': (None,), 'places of voxels by matrix product, for each sequence': (None,),
-    'looking up every voxel on the way back': (None,), 'small parts by SciPy': (None,), 'writing by nibabel': (None,),
-    'importing plots and SciPy too': (None,), 'importing MONAI and Lightning too': (None,),
+    'all measures': ('starter', 'base'), 'without the brain box': ('starter',), 'with the air in its windows': ('base',),
+    'with air, and empty windows too': ('base',), 'without 16 bits': ('starter', 'base'), 'without channels last': ('base',),
+    'with two windows at a time': ('base',), 'with an overlap of 0.75': ('base',), 'the scan kept in memory': ('base',),
+    'reading by nibabel': ('starter',), 'four files': ('starter',), 'four files, one after the other': ('starter',),
+    'places of voxels by matrix product, for each sequence': ('starter',), 'looking up every voxel on the way back': ('starter',),
+    'small parts by SciPy': ('starter',), 'writing by nibabel': ('starter',), 'importing plots and SciPy too': ('starter',),
+    'importing MONAI and Lightning too': ('starter',),
 }
 
 
 # ---- the two ways
 
-def the_model(ckpt: str, spacing_mm: float | None):
-    "The model, in its own space or another."
-    from dataclasses import replace
+def train_base(data: str, output: Path) -> None:
+    "Train `base` where it is not there yet, or go on, and export it."
+    from neuroseg3d.cli import main as neuroseg3d
+    words = [word for name, value in TRAINING.items() for word in (f'--{name}', str(value))]
+    neuroseg3d(['train', '--config_dir', str(ROOT / 'configs'), '--resume', 'auto', '--data.root', data,
+                '--data.cache_dir', str(output / 'cache'), '--trainer.output_dir', str(output / 'base'), *words])
+    neuroseg3d(['export', '--ckpt_path', str(output / 'base' / 'checkpoints' / 'last.ckpt'), '--output_path', str(output / 'base.safetensors')])
 
-    from neuroseg3d.checkpoint import load_model
-    from neuroseg3d.transforms import Space
-    model = load_model(ckpt)
-    return model if spacing_mm is None else replace(model, space=Space((spacing_mm,) * 3))
+
+def path_of(name: str, output: Path) -> str:
+    "The file of a model."
+    from neuroseg3d.checkpoint import STARTER
+    return str(STARTER if name == 'starter' else output / f'{name}.safetensors')
 
 
-def recipe(ckpt: str, spacing_mm: float | None, files: list[str], output: Path) -> dict:
+def recipe(ckpt: str, files: list[str], output: Path) -> dict:
     "What a user of MONAI writes after its tutorials."
     import torch
     from monai.inferers import sliding_window_inference
     from monai.transforms import (Activationsd, AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged,
                                   NormalizeIntensityd, Orientationd, SaveImaged, Spacingd)
-    model = the_model(ckpt, spacing_mm)
+    from neuroseg3d.checkpoint import load_model
+    model = load_model(ckpt)
     network = model.networks[0].to(memory_format=torch.contiguous_format).eval()
     began = time.perf_counter()
     before = Compose([LoadImaged('image'), EnsureChannelFirstd('image'), Orientationd('image', axcodes='RAS'),
@@ -76,16 +87,19 @@ def recipe(ckpt: str, spacing_mm: float | None, files: list[str], output: Path) 
     return {'in_process_s': time.perf_counter() - began}
 
 
-def ours(ckpt: str, spacing_mm: float | None, source: list[str], output: Path, step: str, fast: bool) -> dict:
+def ours(ckpt: str, source: list[str], output: Path, step: str, variant: str) -> dict:
     "The same by this library."
     from dataclasses import replace
     leave_out(step)
+    from neuroseg3d.checkpoint import load_model
     from neuroseg3d.infer import fast_model, infer_file
-    model = the_model(ckpt, spacing_mm)
+    model = load_model(ckpt)
     change = {'without 16 bits': {'precision': '32'}, 'with two windows at a time': {'batch': 2},
               'with an overlap of 0.75': {'overlap': 0.75}}.get(step, {})
     model = replace(model, windows=replace(model.windows, **{'precision': 'auto', **change}))
-    if fast:
+    if variant == 'box':
+        model = replace(model, windows=replace(model.windows, grid='brain'))
+    if variant == 'fast':
         model = fast_model(model, 'cpu')
     began = time.perf_counter()
     infer_file(model, source, output / 'ours.nii.gz', schema='msd', device='cpu')
@@ -98,13 +112,17 @@ def leave_out(step: str) -> None:
     import numpy as np
     import torch
 
-    from neuroseg3d import nifti, postprocess, transforms, windows
-    if step.startswith('without') and 'brain box' in step:
+    from neuroseg3d import core, nifti, postprocess, transforms, windows
+    if step == 'without the brain box':
         within = transforms.brain_box  # masks on the way back keep their box
-        transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool else
+        transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool and len(image) == 3 else
                                                                 ((0, 0, 0), image.shape[1:]))
-    if 'skipped windows' in step:
-        windows._with_brain = lambda image, config: windows.window_grid(image.shape[1:], config)
+    if step == 'with the air in its windows':
+        windows._air_free_steps = lambda networks: None
+    if step == 'with air, and empty windows too':
+        windows._cut_to_brain = lambda look, brain, steps: look
+    if step == 'the scan kept in memory':
+        core.Case.forget_image = lambda case: None
     if step == 'without channels last':
         torch.channels_last_3d = torch.contiguous_format
     if step == 'reading by nibabel':
@@ -174,60 +192,58 @@ def child(args) -> None:
     warnings.filterwarnings('ignore')
     import torch
     torch.set_num_threads(args.threads)
-    output, spacing = Path(args.output_dir), args.spacing_mm
+    output = Path(args.output_dir)
     if args.child == 'recipe':
-        found = recipe(args.ckpt_path, spacing, args.input_image, output)
+        found = recipe(args.ckpt_path, args.input_image, output)
     else:
-        found = ours(args.ckpt_path, spacing, args.input_image, output, args.step, args.child == 'fast')
+        found = ours(args.ckpt_path, args.input_image, output, args.step, args.child)
     print(json.dumps(found | {'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
-def name_of(spacing_mm: float | None) -> str:
-    return 'own' if spacing_mm is None else f'{spacing_mm:g} mm'
+def folder_of(args, name: str, variant: str) -> Path:
+    return Path(args.output_dir) / name / variant
 
 
-def folder_of(args, spacing_mm: float | None, variant: str) -> Path:
-    return Path(args.output_dir) / name_of(spacing_mm).replace(' ', '_') / variant
-
-
-def measure(args, spacing_mm: float | None, variant: str, step: str = '') -> dict:
+def measure(args, name: str, variant: str, step: str = '') -> dict:
     "One process."
-    output = folder_of(args, spacing_mm, 'step' if step else variant)
+    output = folder_of(args, name, 'step' if step else variant)
     output.mkdir(parents=True, exist_ok=True)
     files = args.input_image
     if step.startswith('four files') and len(files) == 1:
         files = four_files(files[0], Path(args.output_dir) / 'four')
-    words = [sys.executable, __file__, '--child', variant, '--ckpt_path', args.ckpt_path, '--input_image', *files,
+    words = [sys.executable, __file__, '--child', variant, '--ckpt_path', path_of(name, Path(args.output_dir)), '--input_image', *files,
              '--output_dir', str(output), '--threads', str(args.threads), '--step', step]
-    words += [] if spacing_mm is None else ['--spacing_mm', str(spacing_mm)]
     began = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, 'OMP_NUM_THREADS': str(args.threads), 'PYTHONPATH': str(ROOT)})
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     found = json.loads(done.stdout.strip().splitlines()[-1]) | {'whole_process_s': time.perf_counter() - began}
-    print(name_of(spacing_mm), step or variant, {k: round(v, 1) for k, v in found.items()}, flush=True)
+    print(name, step or variant, {k: round(v, 1) for k, v in found.items()}, flush=True)
     return found
 
 
-def measure_step(args, spacing_mm: float | None, step: str) -> dict:
-    "Medians of three processes in the model's own space; at 1 mm one is enough."
-    runs = [measure(args, spacing_mm, 'ours', step) for _ in range(3 if spacing_mm is None else 1)]
+def measure_step(args, name: str, step: str) -> dict:
+    "Medians of three processes."
+    runs = [measure(args, name, 'ours', step) for _ in range(3)]
     return {k: median(r[k] for r in runs) for k in runs[0]} | {'processes': len(runs)}
 
 
-def measure_pairs(args, spacing_mm: float | None) -> dict:
-    "Medians, ratios and agreement in one model space."
-    runs = {v: [] for v in VARIANTS}
+def measure_pairs(args, name: str) -> dict:
+    "Medians, ratios and agreement of one model."
+    from neuroseg3d.checkpoint import load_model
+    on_scan = load_model(path_of(name, Path(args.output_dir))).windows.grid == 'scan'
+    variants = [v for v in VARIANTS if on_scan or v != 'box']
+    runs = {v: [] for v in variants}
     for pair in range(args.pairs):
-        for variant in VARIANTS[:: 1 if pair % 2 == 0 else -1]:
-            runs[variant].append(measure(args, spacing_mm, variant))
+        for variant in variants[:: 1 if pair % 2 == 0 else -1]:
+            runs[variant].append(measure(args, name, variant))
     medians = {v: {k: median(r[k] for r in rows) for k in rows[0]} for v, rows in runs.items()}
-    masks = {v: masks_in(folder_of(args, spacing_mm, v)) for v in VARIANTS}
-    return {'pairs': args.pairs, 'medians': medians,
-            'ratios': {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in ('ours', 'fast')},
-            'dice_to_recipe': {v: dice(masks[v], masks['recipe']) for v in ('ours', 'fast')},
-            'dice_fast_to_ours': dice(masks['fast'], masks['ours']),
+    masks = {v: masks_in(folder_of(args, name, v)) for v in variants}
+    others = [v for v in variants if v != 'recipe']
+    return {'model': model_of(path_of(name, Path(args.output_dir))), 'pairs': args.pairs, 'medians': medians,
+            'ratios': {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in others},
+            'dice_to_recipe': {v: dice(masks[v], masks['recipe']) for v in others},
             'voxels': dict(zip(REGIONS, (int(m.sum()) for m in masks['ours']))), 'load': os.getloadavg()[1], 'runs': runs}
 
 
@@ -250,8 +266,34 @@ def dice(a, b) -> dict[str, float]:
     return {name: float(2 * (x & y).sum() / max(1, x.sum() + y.sum())) for name, x, y in zip(REGIONS, a, b)}
 
 
-def agreement(args, spacing_mm: float | None) -> dict:
+def agreement(args, name: str) -> dict:
     "What moves the answer: from the recipe to this library one difference at a time, and how near each comes to the expert."
+    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.core import labels_to_regions
+    from neuroseg3d.nifti import find_study, read_case
+    ckpt, folder = path_of(name, Path(args.output_dir)), folder_of(args, name, 'recipe')
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe(ckpt, args.input_image, folder)
+    model, case = load_model(ckpt), read_case(find_study(args.input_image, label=args.label))
+    further = steps_on_scan if model.windows.grid == 'scan' else steps_over_box
+    masks = {'the recipe': masks_in(folder)} | further(model, case, args.input_image)
+    expert = labels_to_regions(case.label)
+    return {step: {'to_recipe': dice(m, masks['the recipe']), 'to_expert': dice(m, expert)} for step, m in masks.items()}
+
+
+def steps_on_scan(model, case, files: list[str]) -> dict:
+    "From the recipe's windows in 32 bits to those over the brain's box: masks by what they are."
+    from dataclasses import replace
+
+    from neuroseg3d.core import labels_to_regions
+    from neuroseg3d.infer import predict_case
+    masks = lambda **change: labels_to_regions(predict_case(replace(model, windows=replace(model.windows, **change)), case, 'cpu').label)
+    return {'its windows without their air, 32 bits': masks(precision='32'), 'and 16 bits where the processor has them: this library': masks(),
+            "windows over the brain's box in their place": masks(grid='brain')}
+
+
+def steps_over_box(model, case, files: list[str]) -> dict:
+    "From the recipe's volume to the brain's box, one difference at a time: masks by what they are."
     from dataclasses import replace
 
     import numpy as np
@@ -259,31 +301,21 @@ def agreement(args, spacing_mm: float | None) -> dict:
 
     from neuroseg3d.core import labels_to_regions
     from neuroseg3d.infer import predict_case
-    from neuroseg3d.nifti import find_study, read_case
     from neuroseg3d.postprocess import Postprocess
     from neuroseg3d.transforms import HALF, regions_to_native, to_model_space
-    folder = folder_of(args, spacing_mm, 'recipe')
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe(args.ckpt_path, spacing_mm, args.input_image, folder)
-    model = the_model(args.ckpt_path, spacing_mm)
-    case = read_case(find_study(args.input_image, label=args.label))
     plain, whole = replace(model, descriptions=[{}]), replace(model.space, margin_mm=9999.0)
     all_of_it, box = to_model_space(case, whole), to_model_space(case, model.space)
-    images = before_network(model.space.spacing_mm, args.input_image)
-    brain = images['brain'] >= HALF
-    inside = images['image'] * brain
-    low, high = corners_in(box.record.model, case.geometry)
-    around = torch.nn.functional.pad(box.image, [int(n) for a in (2, 1, 0) for n in (low[a], high[a] - low[a] - box.image.shape[1 + a])])
+    images = before_network(model.space.spacing_mm, files)
+    inside = images['image'] * (images['brain'] >= HALF)
+    before, behind = box.record.around
+    around = torch.nn.functional.pad(box.image, [n for axis in (2, 1, 0) for n in (before[axis], behind[axis])])
+    middle = (slice(None), *(slice(b, b + n) for b, n in zip(before, box.image.shape[1:])))
     back = lambda p, record: np.logical_and.accumulate(regions_to_native(p, record))
-    middle = (slice(None), *(slice(int(a), int(a) + n) for a, n in zip(low, box.image.shape[1:])))
-    masks = {'the recipe': masks_in(folder),
-             'our network pass (16 bits, channels last) and way back': back(stock_windows(model, z_scores(images['image'])), all_of_it.record),
-             'and the edge of the brain cut at one half': back(stock_windows(model, z_scores(inside)), all_of_it.record),
-             'and voxels counted from the brain box': back(stock_windows(model, around)[middle], box.record),
-             'and windows over the brain box': labels_to_regions(predict_case(plain, case, 'cpu', Postprocess()).label),
-             "and the model's own rules: this library": labels_to_regions(predict_case(model, case, 'cpu').label)}
-    expert = labels_to_regions(case.label)
-    return {name: {'to_recipe': dice(m, masks['the recipe']), 'to_expert': dice(m, expert)} for name, m in masks.items()}
+    return {'our network pass (16 bits, channels last) and way back': back(stock_windows(model, z_scores(images['image'])), all_of_it.record),
+            'and the edge of the brain cut at one half': back(stock_windows(model, z_scores(inside)), all_of_it.record),
+            'and voxels counted from the brain box': back(stock_windows(model, around)[middle], box.record),
+            'and windows over the brain box': labels_to_regions(predict_case(plain, case, 'cpu', Postprocess()).label),
+            "and the model's own rules: this library": labels_to_regions(predict_case(model, case, 'cpu').label)}
 
 
 def before_network(spacing_mm, files: list[str]) -> dict:
@@ -303,23 +335,9 @@ def z_scores(image):
 
 
 def stock_windows(model, image):
-    "Our network pass through the recipe's windows: 96 voxels on all axes, zeros around a volume that is smaller."
-    import torch
-
+    "Our network pass through the recipe's windows."
     from neuroseg3d.windows import Windows, predict_probabilities
-    missing = [max(0, 96 - n) for n in image.shape[1:]]
-    padded = torch.nn.functional.pad(image, [n for m in missing[::-1] for n in (m // 2, m - m // 2)])
-    found = predict_probabilities(model.networks, padded, Windows())
-    return found[(slice(None), *(slice(m // 2, m // 2 + n) for m, n in zip(missing, image.shape[1:])))]
-
-
-def corners_in(grid, native):
-    "Whole voxels of a grid in model space from its first one to both ends of the scan: before it, and in all."
-    import numpy as np
-    shift = np.linalg.solve(grid.affine, native.affine)
-    ends = np.array([shift[:3, :3] @ corner + shift[:3, 3] for corner in np.ndindex(2, 2, 2) for corner in [np.array(corner) * (np.array(native.shape) - 1)]])
-    low = np.floor(-ends.min(0) + 1e-3).astype(int)
-    return low, low + np.floor(ends.max(0) + 1e-3).astype(int) + 1
+    return predict_probabilities(model.networks, image, Windows(grid='scan'))
 
 
 # ---- the page
@@ -337,35 +355,35 @@ def slashed(values: dict[str, float]) -> str:
     return ' / '.join(f'{x:.4f}' for x in values.values())
 
 
+WORDS = {'box': "ours, windows over the brain's box"}
+
+
 def pair_lines(content: dict) -> list[str]:
-    lines = ['| model space | | whole process, s | in process, s | peak memory, MB | Dice to the recipe WT / TC / ET |', '|---|---|---|---|---|---|']
-    for name, part in content['spaces'].items():
-        for v in VARIANTS:
+    lines = ['| model | | whole process, s | in process, s | peak memory, MB | Dice to the recipe WT / TC / ET |', '|---|---|---|---|---|---|']
+    for name, part in content['models'].items():
+        for v in part['medians']:
             m, ratios = part['medians'][v], part['ratios'].get(v)
             cells = [f"{m[k]:{f}}" + (f' ({ratios[k]:.2f})' if ratios else '') for k, f in
                      (('whole_process_s', '.1f'), ('in_process_s', '.1f'), ('peak_mb', '.0f'))]
-            lines.append(f"| {name} | {v} | {' | '.join(cells)} | {slashed(part['dice_to_recipe'][v]) if ratios else '–'} |")
-    parts = content['spaces'].items()
+            lines.append(f"| {name} | {WORDS.get(v, v)} | {' | '.join(cells)} | {slashed(part['dice_to_recipe'][v]) if ratios else '–'} |")
+    parts = content['models'].items()
     return [*lines, '', 'In brackets: relative to the recipe. Voxels found: ' + '; '.join(f'{n} {p["voxels"]}' for n, p in parts)
-            + '. Dice of `fast` to the default: ' + '; '.join(f'{n} {slashed(p["dice_fast_to_ours"])}' for n, p in parts) + '. Load average '
-            'of the machine over the last five minutes (1 to 2 is this benchmark; above that, other work slowed all of them): '
-            + '; '.join(f'{n} {p["load"]:.1f}' if 'load' in p else f'{n} not noted' for n, p in parts) + '.']
+            + '. Load average of the machine over the last five minutes (1 to 2 is this benchmark; above that, other work slowed all of them): '
+            + '; '.join(f'{n} {p["load"]:.1f}' for n, p in parts) + '.']
 
 
 def step_lines(steps: dict) -> list[str]:
-    n = max(m.get('processes', 1) for by_space in steps.values() for m in by_space.values())
-    lines = ['', '## What each measure brings', '', 'One measure left out or changed at a time, ' +
-             ('one process each.' if n == 1 else f"medians of {n} processes in the model's own space and of one at 1 mm."), '',
-             '| | model space | in process, s | whole process, s | peak memory, MB |', '|---|---|---|---|---|']
-    return lines + [f"| {step} | {space} | {m['in_process_s']:.2f} | {m['whole_process_s']:.1f} | {m['peak_mb']:.0f} |"
-                    for step, by_space in steps.items() for space, m in by_space.items()]
+    lines = ['', '## What each measure brings', '', 'One measure left out or changed at a time, medians of 3 processes.', '',
+             '| | model | in process, s | whole process, s | peak memory, MB |', '|---|---|---|---|---|']
+    return lines + [f"| {step} | {name} | {m['in_process_s']:.2f} | {m['whole_process_s']:.1f} | {m['peak_mb']:.0f} |"
+                    for step, by_model in steps.items() for name, m in by_model.items()]
 
 
 def agreement_lines(found: dict) -> list[str]:
     lines = ['', '## What moves the answer', '', 'From the recipe to this library, one difference after the other, on the grid of the scan: '
-             'Dice to the recipe, and to the expert.', '', '| model space | | to the recipe WT / TC / ET | to the expert WT / TC / ET |', '|---|---|---|---|']
-    return lines + [f"| {space} | {name} | {slashed(d['to_recipe'])} | {slashed(d['to_expert'])} |"
-                    for space, rows in found.items() for name, d in rows.items()]
+             'Dice to the recipe, and to the expert.', '', '| model | | to the recipe WT / TC / ET | to the expert WT / TC / ET |', '|---|---|---|---|']
+    return lines + [f"| {name} | {step} | {slashed(d['to_recipe'])} | {slashed(d['to_expert'])} |"
+                    for name, rows in found.items() for step, d in rows.items()]
 
 
 def write(content: dict) -> None:
@@ -373,11 +391,10 @@ def write(content: dict) -> None:
     (RESULTS / 'inference.json').write_text(json.dumps(content, indent=1) + '\n')
     about = content['about']
     lines = ['# Inference beside the stock MONAI recipe', '',
-             f'One real case ({about["case"]}), {about["model"]}, the same weights, {about["threads"]} threads on CPU; medians of '
-             f'{about["pairs"]} processes each, alternating. *own*: the model space of the model; *1 mm*: the same weights at the '
-             'spacing of the scan, outside of the scale that they were trained for, for seconds and memory. Written by '
-             '`benchmarks/inference.py`.', '']
-    lines += pair_lines(content) if 'spaces' in content else []
+             f'One real case ({about["case"]}), the same weights in both, {about["threads"]} threads on CPU; medians of {about["pairs"]} '
+             'processes each, alternating. ' + ' '.join(f'*{name}*: {part["model"]}.' for name, part in content.get('models', {}).items())
+             + ' Written by `benchmarks/inference.py`.', '']
+    lines += pair_lines(content) if 'models' in content else []
     lines += step_lines(content['steps']) if 'steps' in content else []
     lines += agreement_lines(content['agreement']) if 'agreement' in content else []
     (RESULTS / 'inference.md').write_text('\n'.join(lines) + '\n')
@@ -386,35 +403,36 @@ def write(content: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--ckpt_path', default='starter', help='checkpoint or exported model (default: the starter model)')
-    parser.add_argument('--input_image', nargs='+', required=True, help='4-D file, or four files in the order of MODALITIES')
+    parser.add_argument('--train', metavar='DATA', help='folder of labelled cases: train base on them, in place of the pairs')
+    parser.add_argument('--input_image', nargs='+', help='4-D file, or four files in the order of MODALITIES')
     parser.add_argument('--label', help="the expert's label map, for --agreement")
     parser.add_argument('--output_dir', required=True)
+    parser.add_argument('--models', nargs='+', default=['starter', 'base'], choices=['starter', 'base'])
     parser.add_argument('--pairs', type=int, default=5)
-    parser.add_argument('--spaces', nargs='+', default=['own', '1 mm'], choices=['own', '1 mm'], help='model spaces to measure the pairs in')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
-    parser.add_argument('--steps', action='store_true', help='measure what each measure brings, once each, in place of the pairs')
+    parser.add_argument('--steps', action='store_true', help='measure what each measure brings, in place of the pairs')
     parser.add_argument('--agreement', action='store_true', help='find what moves the answer, in place of the pairs')
     parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument('--step', default='', help=argparse.SUPPRESS)
-    parser.add_argument('--spacing_mm', type=float, help=argparse.SUPPRESS)
+    parser.add_argument('--ckpt_path', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.ckpt_path == 'starter':
-        from neuroseg3d.checkpoint import STARTER
-        args.ckpt_path = str(STARTER)
     if args.child:
         return child(args)
+    if args.train:
+        return train_base(args.train, Path(args.output_dir))
+    if not args.input_image:
+        parser.error('--input_image is missing')
     path = RESULTS / 'inference.json'
     content = {k: v for k, v in (json.loads(path.read_text()) if path.is_file() else {}).items()
-               if k in ('about', 'spaces', 'steps', 'agreement')}
+               if k in ('about', 'models', 'steps', 'agreement')}
     if args.steps:
-        content['steps'] = {step: {name_of(s): measure_step(args, s, step) for s in spaces} for step, spaces in STEPS.items()}
+        found = {step: {name: measure_step(args, name, step) for name in names if name in args.models} for step, names in STEPS.items()}
+        content['steps'] = {step: content.get('steps', {}).get(step, {}) | new for step, new in found.items()}
     elif args.agreement:
-        content['agreement'] = {name_of(s): agreement(args, s) for s in (None, 1.0)}
+        content['agreement'] = content.get('agreement', {}) | {name: agreement(args, name) for name in args.models}
     else:
-        content['about'] = {'case': Path(args.input_image[0]).name, 'model': model_of(args.ckpt_path), 'threads': args.threads,
-                            'pairs': args.pairs}
-        content['spaces'] = content.get('spaces', {}) | {name_of(s): measure_pairs(args, s) for s in (None, 1.0) if name_of(s) in args.spaces}
+        content['about'] = {'case': Path(args.input_image[0]).name, 'threads': args.threads, 'pairs': args.pairs}
+        content['models'] = content.get('models', {}) | {name: measure_pairs(args, name) for name in args.models}
     write(content)
 
 

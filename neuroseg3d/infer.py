@@ -122,6 +122,8 @@ def predict_case(
     "Segment one case."
     if not isinstance(case, Case):
         raise InputError(f'found {case!r}, expected a case; neuroseg3d.nifti.read_case reads one')
+    if not case.image.size:
+        raise InputError(f'case {case.id}: its voxels were let go of (keep_image=False, or forget_image); read it again')
     _warn_of_missing(model, case)
     chosen, rules = choose_device(device), rules or rules_of(model)
     model_case = to_model_space(case, model.space)

@@ -235,6 +235,10 @@ class ModelCase:
     record: Record  # the way back
     brain: np.ndarray  # bool (X, Y, Z), native grid: where anything was measured
 
+    def __repr__(self) -> str:
+        size, edges = 'x'.join(map(str, self.image.shape[1:])), 'x'.join(f'{s:.3g}' for s in self.record.model.spacing_mm)
+        return f'ModelCase({self.id}: {size} voxels of {edges} mm, {"no" if self.label is None else "with"} label)'
+
 
 #: A voxel that is half brain, or half region, belongs to it; what float32 coordinates are off by must not decide.
 HALF: float = 0.499

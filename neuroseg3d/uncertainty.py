@@ -69,6 +69,10 @@ class Doubt:
     total: Tensor  # bits, float32 (8, x, y, z), channels as in `CHANNELS`
     aleatoric: Tensor  # bits, the same
 
+    def __repr__(self) -> str:
+        highest = ', '.join(f'{r} up to {self.map(r).max():.2f}' for r in REGIONS)
+        return f'Doubt({"x".join(map(str, self.raw.shape[1:]))} voxels: {highest} bit)'
+
     @property
     def epistemic(self) -> Tensor:
         "Mutual information in bits: total less aleatoric."
@@ -274,6 +278,14 @@ class Assessment:
     intervals_ml: dict[str, tuple[float, float]]  # by region; empty without a calibration
     expected_dice: dict[str, float]  # by region
     calibration: Calibration | None
+
+    def __repr__(self) -> str:
+        said = []
+        for region, ml in self.volumes_ml.items():
+            low, high = self.intervals_ml.get(region, (ml, ml))
+            within = f', {low:.1f} to {high:.1f}' if region in self.intervals_ml else ''
+            said.append(f'{region} {ml:.1f} mL{within}, expected Dice {self.expected_dice[region]:.2f}')
+        return f'Assessment({self.model_case.id}: {"; ".join(said)}; {"calibrated" if self.calibration else "not calibrated"})'
 
     def native_map(self, channel: str, part: str = 'total') -> np.ndarray:  # bits, float32 (X, Y, Z)
         "An uncertainty map on the native grid."

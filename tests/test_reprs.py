@@ -15,6 +15,7 @@ from neuroseg3d.core import Case, Geometry
 from neuroseg3d.infer import predict_case
 from neuroseg3d.metrics import score_case
 from neuroseg3d.transforms import Space
+from neuroseg3d.uncertainty import assess_case
 from neuroseg3d.unet import UNet, UNetConfig
 from neuroseg3d.windows import Windows
 
@@ -35,7 +36,8 @@ def objects() -> dict[str, object]:
     question = xai.ask(model, case, 'WT', torch.ones(12, 12, 12, dtype=torch.bool))
     shares = xai.shapley_values(model, question.seen, 'WT', {'WT': question.mask})
     rows = score_case(label, label, case.geometry.spacing_mm)
-    return {'model': model, 'prediction': made, 'result': CaseResult(case, label, rows), 'question': question, 'shares': shares,
+    sure = assess_case(model, case, 'cpu')
+    return {'model': model, 'prediction': made, 'seen': question.seen, 'assessment': sure, 'doubt': sure.doubt, 'result': CaseResult(case, label, rows), 'question': question, 'shares': shares,
             'map': xai.grad_cam(question), 'calibration': Calibration((1.5, 2, 1), n_cases=4, curves={'WT': [[[0.1] * 15] * 4] * 2})}
 
 
@@ -52,5 +54,9 @@ def test_a_line_that_says_what_it_is():
     assert said['result'] == f'CaseResult(P7: {", ".join(f"{r} {ml:.1f} mL (Dice 1.00)" for r in ("WT", "TC", "ET"))})'
     assert said['question'].startswith(f'Question(P7: WT, {2 * ml:.1f} mL in 1728 voxels, asked of best.ckpt')
     assert said['shares'].startswith('Shapley(P7: ') and 'WT: FLAIR ' in said['shares']
+    assert said['seen'] == 'ModelCase(P7: 12x12x12 voxels of 5x5x5 mm, with label)'
+    assert said['doubt'].startswith('Doubt(12x12x12 voxels: WT up to 0.') and said['doubt'].endswith(' bit)')
+    whole = f'{2 * ml:.1f} mL, expected Dice 1.00'  # of a head that says yes everywhere
+    assert said['assessment'] == f'Assessment(P7: WT {whole}; TC {whole}; ET {whole}; not calibrated)'
     assert said['map'].startswith('Attribution(P7: WT by grad_cam, all on 12x12x12 voxels, ')
     assert 'temperature 1.50/2.00/1.00' in said['calibration'] and '90% intervals' in said['calibration']
