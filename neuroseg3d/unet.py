@@ -243,14 +243,21 @@ class UpBlock(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, inputs, x, y, z) from below
-        skip: Tensor,  # (B, outputs, x*stride, ...) from the encoder
+        skip: list[Tensor],  # of the encoder, one: (B, outputs, x*stride, ...); taken out where no gradient will ask for it again
         inside: Inside | None = None,  # voxels of the output that the norms count; None: all
     ) -> Tensor:  # (B, outputs, x*stride, ...)
         block = self.block  # its steps one by one: what is handed to a module as a whole stays in memory until it is done
-        x = block.conv1(torch.cat((self.up(x), skip), dim=1))
+        x = block.conv1(self._beside(x, skip))
         x = block.settled(x, block.norm1, inside)
         x = block.conv2(x)
         return block.settled(x, block.norm2, inside)
+
+    def _beside(self, x: Tensor, skip: list[Tensor]) -> Tensor:
+        "What is upsampled and what was skipped, the largest tensor of all."
+        joined = torch.cat((self.up(x), skip[0]), dim=1)
+        if not torch.is_grad_enabled():
+            skip.clear()
+        return joined
 
 # %% ../nbs/07_unet.ipynb #56f197b3
 class UNet(nn.Module):
@@ -286,7 +293,7 @@ class UNet(nn.Module):
             skips.append(x)
         ways = [skips.pop()]
         for block, inside in zip(self.decoder, levels[-2::-1]):
-            ways.append(self._run(block, ways[-1], skips.pop(), inside))
+            ways.append(self._run(block, ways[-1], [skips.pop()], inside))
         logits = _crop_to(self._run(self.heads[0], ways[-1], image, whole), size)
         if not (self.training and self.config.deep_supervision):
             return logits
@@ -307,10 +314,14 @@ class UNet(nn.Module):
         if self.config.norm_over == 'window':
             return [None] * (1 + len(self.strides))
         brain = (image.detach() != 0).any(1, keepdim=True).float()
-        grids = [brain]
+        found = [[sample.flatten().nonzero()[:, 0] for sample in brain]]
         for stride in self.strides:
-            grids.append(F.max_pool3d(grids[-1], stride))
-        return [[sample.flatten().nonzero()[:, 0] for sample in grid] for grid in grids]
+            if prod(stride) == 1:
+                found.append(found[-1])
+                continue
+            brain = F.max_pool3d(brain, stride)
+            found.append([sample.flatten().nonzero()[:, 0] for sample in brain])
+        return found
 
     def _deep_logits(self, ways: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
         "Logits of the levels below the finest, each at the size of its own grid."
@@ -320,7 +331,7 @@ class UNet(nn.Module):
             logits.append(_crop_to(head(x), tuple(ceil(n / f) for n, f in zip(size, factor))))
         return logits
 
-    def _run(self, block: nn.Module, *inputs: Tensor | Inside | None) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Tensor | list[Tensor] | None) -> Tensor:
         "A block, with its activations recomputed in the backward pass if memory is scarce."
         if self.config.checkpointing and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)

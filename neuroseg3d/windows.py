@@ -5,6 +5,8 @@
 # %% ../nbs/07a_windows.ipynb #0f35308f
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -187,7 +189,8 @@ def looks_at(
     starts = [[a - before for a in scan_starts(n, s, config.overlap)] for n, s, before in zip(lengths, config.size, around[0])]
     brain, steps = image.any(0), _air_free_steps(networks)
     looks = [_cut_to_brain(Look(corner, tuple(config.size)), brain, steps) for corner in product(*starts)]
-    return [look for look in looks if look], tuple(config.size)
+    looks = sorted(filter(None, looks), key=lambda look: prod(look.size), reverse=True)  # the largest first: the others fit where it was
+    return looks, tuple(config.size)
 
 
 def _air_free_steps(networks: Sequence[nn.Module]) -> tuple[int, ...] | None:
@@ -245,7 +248,7 @@ def gaussian_weight(
 # %% ../nbs/07a_windows.ipynb #6d505062
 Statistic = Callable[[Tensor], Tensor]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {'sigmoid': torch.sigmoid, 'softmax': lambda x: x.softmax(1)}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {'sigmoid': torch.sigmoid_, 'softmax': lambda x: x.copy_(x.softmax(0))}  # in place
 
 
 def _flip_axes(flip: str) -> tuple[int, ...]:
@@ -261,23 +264,17 @@ def _computing_in(precision: str, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def _mean_over_members(
-    networks: Sequence[nn.Module],  # on the device of `x`
+def _logits(
+    network: nn.Module,  # on the device of `x`
+    flip: str,  # one of `FLIPS`
     x: Tensor,  # windows (B, 4, x, y, z)
-    config: Windows,  # flips and precision
-    activation: str,  # 'sigmoid' or 'softmax'
-    statistic: Statistic,  # probabilities -> what is averaged
+    precision: str,  # of `Windows`
 ) -> Tensor:  # float32 (B, C, x, y, z)
-    "Mean over networks and flips of the statistic of their probabilities."
-    total = None
-    for network, flip in product(networks, config.flips):
-        axes = _flip_axes(flip)
-        with _computing_in(config.precision, x.device):
-            logits = network(x.flip(axes) if axes else x)
-        value = statistic(_ACTIVATIONS[activation](logits.float()))
-        value = value.flip(axes) if axes else value
-        total = value if total is None else total.add_(value)
-    return total.div_(len(networks) * len(config.flips))
+    "What a member says of windows: turned round, looked at, turned back."
+    axes = _flip_axes(flip)
+    with _computing_in(precision, x.device):
+        logits = network(x.flip(axes) if axes else x)
+    return (logits.flip(axes) if axes else logits).float()
 
 # %% ../nbs/07a_windows.ipynb #a3f873b5
 @dataclass(frozen=True)
@@ -311,19 +308,19 @@ def predict_probabilities(
     config: Windows = Windows(),  # how the volume is looked at
     activation: str = 'sigmoid',  # 'sigmoid' or 'softmax', see `losses.TARGETS`
     device: str | torch.device = 'cpu',  # where the network runs
-    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
-    statistic: Statistic | None = None,  # probabilities (B, C, ...) -> what is averaged (B, D, ...)
+    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all, of all members
+    statistic: Statistic | None = None,  # of each voxel: probabilities (B, C, ...) -> what is averaged (B, D, ...)
     say: Callable[[str], None] = warnings.warn,  # told when memory runs out and what is tried next
     around: Around = NOTHING_AROUND,  # voxels of the scan before and behind the image, for windows of grid 'scan'
 ) -> Tensor:  # float32 (C or D, x, y, z), on the CPU or `device`
-    "Probabilities of a whole volume, averaged over overlapping windows, flips and networks."
+    "Probabilities of a whole volume: blended over windows, averaged over flips and networks."
     networks = [networks] if isinstance(networks, nn.Module) else list(networks)
     _check_input(networks, image, activation)
     plans = _plans(torch.device(device), config.batch)
     for plan, fallback in zip(plans, [*plans[1:], None]):
         try:
-            with _evaluating(networks, plan.device):
-                return _predict(networks, image, config, activation, plan, progress, statistic or (lambda p: p), around)
+            with _evaluating(networks, plan.device), _large_blocks_returned():
+                return _predict(networks, image, config, activation, plan, progress, statistic, around)
         except Exception as error:
             if fallback is None or not is_out_of_memory(error):
                 raise
@@ -356,51 +353,87 @@ def _evaluating(networks: list[nn.Module], device: torch.device) -> Iterator[Non
             module.training = mode
 
 
+@contextmanager
+def _large_blocks_returned() -> Iterator[None]:
+    "Within it glibc's allocator gives large blocks back as they are freed; it would keep them, and windows of many sizes leave gaps between."
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    mallopt = getattr(libc, 'mallopt', lambda name, value: None)  # other C libraries have no such setting
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # where glibc ends by itself once it has seen blocks of that size
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
+_LARGE_BLOCK = 12 << 20  # bytes: the tensors of the finest level at 96³
+
+
 def _predict(
     networks: list[nn.Module], image: Tensor, config: Windows, activation: str, plan: _Plan,
-    progress: Callable[[int, int], None] | None, statistic: Statistic, around: Around,
+    progress: Callable[[int, int], None] | None, statistic: Statistic | None, around: Around,
 ) -> Tensor:
     "One attempt at a volume under a plan."
     looks, size = looks_at(image, config, networks, around)
-    weight, done = gaussian_weight(size, config.sigma).to(plan.sums), 0
-    sums, weights, channels = None, torch.zeros(image.shape[1:], device=plan.sums), 0
+    weight, done, total = gaussian_weight(size, config.sigma).to(plan.sums), 0, None
+    weights = _sum_of_weights(looks, weight, image.shape[1:])
+    members = list(product(networks, config.flips))
+    for network, flip in members:
+        sums = None
+        for chosen in _batches(looks, plan.batch):
+            x = torch.stack([_shown(image, look) for look in chosen]).to(plan.device, memory_format=torch.channels_last_3d)
+            sums = _add(sums, chosen, _logits(network, flip, x, config.precision).to(plan.sums), weight, image.shape[1:])
+            done += len(chosen)
+            if progress:
+                progress(done, len(looks) * len(members))
+        total = _averaged(total, _probabilities(sums, weights, activation), statistic)
+    return total.div_(len(members)) if len(members) > 1 else total
 
-    def counted(p: Tensor) -> Tensor:
-        nonlocal channels
-        channels = p.shape[1]
-        return statistic(p)
 
-    for chosen in _batches(looks, plan.batch):
-        x = torch.stack([_shown(image, look) for look in chosen]).to(plan.device, memory_format=torch.channels_last_3d)
-        values = _mean_over_members(networks, x, config, activation, counted).to(plan.sums)
-        if sums is None:
-            sums = torch.zeros((values.shape[1], *image.shape[1:]), device=plan.sums)
-        for look, value in zip(chosen, values):
-            place, inner = look.inside(image.shape[1:])
-            own = weight[look.weighed(inner)]
-            sums[(slice(None), *place)].addcmul_(value[(slice(None), *inner)], own)
-            weights[place] += own
-        done += len(chosen)
-        if progress:
-            progress(done, len(looks))
-    return _normalise(sums, weights, statistic(_background(channels, activation)))
+def _sum_of_weights(looks: Sequence[Look], weight: Tensor, shape: Sequence[int]) -> Tensor:
+    "The weights of all looks at each voxel of an image."
+    weights = torch.zeros(*shape, device=weight.device)
+    for look in looks:
+        place, inner = look.inside(shape)
+        weights[place] += weight[look.weighed(inner)]
+    return weights
+
+
+def _add(sums: Tensor | None, looks: Sequence[Look], values: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
+    "Weighted sums with what some looks add to them, in place."
+    if sums is None:
+        sums = torch.zeros((values.shape[1], *shape), device=values.device)
+    for look, value in zip(looks, values):
+        place, inner = look.inside(shape)
+        sums[(slice(None), *place)].addcmul_(value[(slice(None), *inner)], weight[look.weighed(inner)])
+    return sums
 
 # %% ../nbs/07a_windows.ipynb #cae5b7d6
-def _background(channels: int, activation: str) -> Tensor:
-    "Probabilities of one voxel that is background for certain, (1, C, 1, 1, 1)."
-    p = torch.zeros(1, channels, 1, 1, 1)
-    if activation == 'softmax':
-        p[:, 0] = 1
+def _probabilities(sums: Tensor, weights: Tensor, activation: str) -> Tensor:
+    "Sums of logits to probabilities, in place."
+    unseen = weights == 0
+    for channel in sums:
+        channel.div_(weights).masked_fill_(unseen, 0.0)
+    p = _ACTIVATIONS[activation](sums)
+    for i, channel in enumerate(p):
+        channel.masked_fill_(unseen, float(activation == 'softmax' and i == 0))
     return p
 
 
-def _normalise(sums: Tensor, weights: Tensor, unseen_value: Tensor) -> Tensor:
-    "Sums to means, in place; voxels that no window saw get a value of their own."
-    unseen = weights == 0
-    sums.div_(weights.masked_fill_(unseen, 1.0))
-    for channel, value in zip(sums, unseen_value.flatten().tolist()):
-        channel.masked_fill_(unseen, value)
-    return sums
+def _averaged(total: Tensor | None, p: Tensor, statistic: Statistic | None) -> Tensor:
+    "The sum so far with the statistic of one member more, slab by slab."
+    if statistic is None:
+        return p if total is None else total.add_(p)
+    for first in range(0, p.shape[1], _SLAB):
+        slab = slice(first, first + _SLAB)
+        value = statistic(p[None, :, slab])[0]
+        if total is None:
+            total = value.new_zeros(len(value), *p.shape[1:])
+        total[:, slab] += value
+    return total
+
+
+_SLAB = 16  # planes of a volume at a time
 
 # %% ../nbs/07a_windows.ipynb #4377fab1
 @dataclass(frozen=True)
@@ -465,7 +498,8 @@ def predict_cost(
         return predict_cost(networks, image, config, 'cpu', probe, around)  # where prediction will end too
     short = choose_precision(config.precision, device) != '32'
     active = max(_activation_bytes(n, prod(size) * config.batch, short) for n in networks)
-    memory = active + 4 * prod(image.shape[1:]) * 4 + prod(size) * config.batch * 4 * 10
+    volumes = 4 if len(networks) * len(config.flips) == 1 else 7  # of float32: sums and weights, and the mean over members
+    memory = active + volumes * prod(image.shape[1:]) * 4 + prod(size) * config.batch * 4 * 10
     if device.type == 'cpu' and not short:
         memory += min(3 * memory, _KEPT_BYTES)
     seconds *= sum(prod(look.size) for look in looks) / prod(patch.shape[2:])

@@ -226,7 +226,8 @@ def shapley_values(
     present = frozenset(m for m, channel in zip(MODALITIES, seen.image) if channel.any())
     table = {c: c & present for c in coalitions()}  # a sequence that the case lacks changes nothing
     distinct = sorted(set(table.values()), key=len, reverse=True)  # the full one first: it says where the regions are
-    step = _counter(progress, len(distinct) * len(_windows_of(model, seen.image)))
+    members = len(model.networks) * len(model.windows.flips)
+    step = _counter(progress, len(distinct) * len(_windows_of(model, seen.image)) * members)
     found: dict[Coalition, dict[str, tuple[float, float]]] = {}
     shares = None if region is None else torch.zeros_like(seen.image)
     for shown in distinct:

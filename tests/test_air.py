@@ -51,13 +51,13 @@ def model(over: str, **looking) -> Model:
 
 
 def by_monai(model: Model, path: Path) -> np.ndarray:
-    "Masks of the stock recipe over the whole scan, on its grid, probabilities blended; nested, and cut by the brain, as ours are."
+    "Masks of the stock recipe over the whole scan, on its grid, logits blended; nested, and cut by the brain, as ours are."
     before = Compose([LoadImaged('image'), EnsureChannelFirstd('image'), Orientationd('image', axcodes='RAS', labels=None),
                       Spacingd('image', pixdim=(1, 1, 1), mode='bilinear'), NormalizeIntensityd('image', nonzero=True, channel_wise=True)])
     data = before({'image': path})
     with torch.no_grad():
-        data['pred'] = sliding_window_inference(data['image'][None], (32, 32, 32), 1, lambda x: model.networks[0](x).sigmoid(),
-                                                overlap=0.5, mode='gaussian')[0]
+        data['pred'] = sliding_window_inference(data['image'][None], (32, 32, 32), 1, model.networks[0],
+                                                overlap=0.5, mode='gaussian')[0].sigmoid()
     p = Invertd('pred', before, orig_keys='image', nearest_interp=False)(data)['pred']
     return np.logical_and.accumulate(np.asarray(p) >= 0.5) & read_case(path).brain
 
