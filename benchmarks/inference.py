@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +39,7 @@ STEPS = {
     'all measures': ('starter', 'base'), 'without the brain box': ('starter',), 'with the air in its windows': ('base',),
     'with air, and empty windows too': ('base',), 'without 16 bits': ('starter', 'base'), 'without channels last': ('base',),
     'with two windows at a time': ('base',), 'with an overlap of 0.75': ('base',), 'the scan kept in memory': ('base',),
+    'large blocks of memory kept': ('base',),
     'reading by nibabel': ('starter',), 'four files': ('starter',), 'four files, one after the other': ('starter',),
     'places of voxels by matrix product, for each sequence': ('starter',), 'looking up every voxel on the way back': ('starter',),
     'small parts by SciPy': ('starter',), 'writing by nibabel': ('starter',), 'importing plots and SciPy too': ('starter',),
@@ -121,6 +123,8 @@ def leave_out(step: str) -> None:
         windows._air_free_steps = lambda networks: None
     if step == 'with air, and empty windows too':
         windows._cut_to_brain = lambda look, brain, steps: look
+    if step == 'large blocks of memory kept':
+        windows._large_blocks_returned = nullcontext
     if step == 'the scan kept in memory':
         core.Case.forget_image = lambda case: None
     if step == 'without channels last':
@@ -348,7 +352,9 @@ def model_of(path: str) -> str:
     model = load_model(path)
     size = sum(p.numel() for p in model.networks[0].parameters()) / 1e6
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-    return f'{Path(path).stem} ({size:.1f} million weights, {" x ".join(f"{s:g}" for s in model.space.spacing_mm)} mm, SHA-256 {digest}…)'
+    spacing, over = ' x '.join(f'{s:g}' for s in model.space.spacing_mm), model.networks[0].config.norm_over
+    looks = f'norm over the {over}, windows over the {model.windows.grid}' if model.windows.grid == 'scan' else 'windows over the brain box'
+    return f'{Path(path).stem} ({size:.1f} million weights, {spacing} mm, {looks}, SHA-256 {digest}…)'
 
 
 def slashed(values: dict[str, float]) -> str:

@@ -303,7 +303,7 @@ def _calibrate(args, overrides) -> int:
     from neuroseg3d.windows import FLIPS
     paths = calibrated_checkpoints(args.ckpt_path)
     flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
-    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, say=print)
+    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, print, args.ref_schema)
     for n, region in enumerate(REGIONS):
         print(f'{region}: temperature {found.temperature[n]:.2f}, calibration error {found.ece_before[n]:.4f} -> {found.ece_after[n]:.4f}, '
               f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}; QU-BraTS {found.qu_brats[n]:.3f}; '
@@ -475,6 +475,7 @@ def _add_review_commands(commands) -> None:
     calibrate.add_argument('--ckpt_path', nargs='+', required=True, help='a checkpoint, or those of an ensemble or its ensemble.json; the first checkpoint keeps the result')
     calibrate.add_argument('--data', required=True, help="cohort with references; cases that the model was trained on are left out, test cases (imagesTs) are used only where their folder is named")
     calibrate.add_argument('--split', help="split file of the model's run (default: looked for beside the checkpoint and in the cohort)")
+    calibrate.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
     calibrate.add_argument('--alpha', type=float, default=0.1, help='share of volumes that may lie outside their interval (default 0.1)')
     calibrate.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),
                            help='for use with these mirrored copies, as in infer')

@@ -485,7 +485,7 @@ def infer_schema(
     if not fitting:
         raise InputError(f'{path}: unknown label values: found {shown}, expected those of '
                          + ' or '.join(f'{s.name} {s.values}' for s in SCHEMAS.values()))
-    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line evaluate and report --ref_schema or --pred_schema, train --data.schema, eda --schema)')
+    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line evaluate, report and calibrate --ref_schema, evaluate and report --pred_schema, train --data.schema, eda --schema)')
 
 
 def stored_schema(

@@ -239,6 +239,7 @@ def calibrate_model(
     flips: Sequence[str] | None = None,  # mirrored copies to average over; None: as the model was validated
     device: str = 'auto',  # where the networks run
     say: Callable[[str], None] | None = None,  # gets a line a case
+    ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
 ) -> Calibration:
     "Calibrate a model on the cases of a cohort that it was not trained on, and store that with it."
     paths = [find_model(p) for p in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
@@ -250,7 +251,7 @@ def calibrate_model(
         model = replace(model, windows=replace(model.windows, flips=tuple(flips)))
     studies, cases = studies_not_trained_on(model, data, split), []
     for study in studies:
-        cases.append(validation_case(model, read_case(study), device))
+        cases.append(validation_case(model, read_case(study, schema=ref_schema), device))
         if say:
             say(f'[{len(cases)}/{len(studies)}] {study.id}')
     calibration = score_doubt(calibrate(cases, alpha, len(model.networks), model.windows.flips), cases)
