@@ -220,7 +220,7 @@ class SegmentationTask(pl.LightningModule):
         self.ema.update_parameters(self.network)
 
     def validation_step(self, batch, batch_idx):
-        prediction = self.predict_labels(batch['image'][0], batch['around'][0].tolist())
+        prediction = self.predict_labels(batch['image'][0], batch['around'][0].cpu().tolist())
         spacing = self.config.space.spacing_mm
         regions = get_targets(self.config.loss.targets).regions
         self._rows += score_case(prediction, batch['label'][0, 0].cpu().numpy(), spacing, structures=regions,

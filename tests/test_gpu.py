@@ -367,15 +367,15 @@ def test_a_case_is_explained_on_another_device():
     assert all(torch.equal(a, b) for a, b in zip(random.networks[0].parameters(), weights))
 
 
-@pytest.mark.parametrize('targets', ['regions', 'labels'])
-def test_a_step_and_a_validation_stay_on_their_device(targets):
+@pytest.mark.parametrize('targets, over, grid', [('regions', 'window', 'brain'), ('labels', 'window', 'brain'), ('regions', 'brain', 'scan')])
+def test_a_step_and_a_validation_stay_on_their_device(targets, over, grid):
     config = build(Config, {'data': {'patch_size': 16}, 'loss': {'targets': targets}, 'space': {'spacing_mm': SPACING_MM},
                             'model': {'preset': 'base', 'filters': [4, 8, 12], 'strides': [1, 2, 2], 'kernels': 3, 'deep_supervision': 1,
-                                      'checkpointing': True, 'out_channels': get_targets(targets).out_channels},
-                            'infer': {'size': 32, 'precision': '32'}})
+                                      'checkpointing': True, 'norm_over': over, 'out_channels': get_targets(targets).out_channels},
+                            'infer': {'size': 32, 'precision': '32', 'grid': grid}})
     image, label = (torch.from_numpy(x) for x in ball_case(3))
     patches = {'image': image.movedim(-1, 0)[None, :, 4:20, 4:20, 4:20].repeat(2, 1, 1, 1, 1) / 100, 'label': label[None, None, 4:20, 4:20, 4:20].repeat(2, 1, 1, 1, 1)}
-    volume = {'image': image.movedim(-1, 0)[None] / 100, 'label': label[None, None], 'case_id': ['a']}
+    volume = {'image': image.movedim(-1, 0)[None] / 100, 'label': label[None, None], 'case_id': ['a'], 'around': torch.zeros(1, 2, 3, dtype=torch.int)}
 
     def learn(device):
         torch.manual_seed(0)
