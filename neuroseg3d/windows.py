@@ -366,7 +366,7 @@ def _large_blocks_returned() -> Iterator[None]:
 
 
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc
-_LARGE_BLOCK = 12 << 20  # bytes: the tensors of the finest level at 96³
+_LARGE_BLOCK = 8 << 20  # bytes: the tensors of the finest levels at 96³
 
 
 def _predict(

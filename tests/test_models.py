@@ -218,11 +218,14 @@ def test_pages_show_the_stored_results():
     assert len(rows) == 5 and [r for r in rows if r not in doubt] == [] and found['n_test'] >= 40
     assert all(0.85 <= found[region]['coverage'] <= 0.95 for region in REGIONS) and found['model_sha256'] == file_digest(STARTER)
     steps = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['steps']
-    for measured in (steps[k]['own'] for k in ('all measures', 'importing MONAI and Lightning too')):
+    for measured in (steps[k]['starter'] for k in ('all measures', 'importing MONAI and Lightning too')):
         assert f'{measured["whole_process_s"]:.1f} s and {measured["peak_mb"]:.0f} MB' in other
     network = json.loads((ROOT / 'benchmarks' / 'results' / 'network_cpu.json').read_text(encoding='utf-8'))['presets']
     (base, large), unet = ((network[p]['ours']['step_s'], network[p]['dynunet']['step_s']) for p in ('base', 'large')), (
         ROOT / 'nbs' / '07_unet.ipynb').read_text(encoding='utf-8')
     assert f'`base` takes {base[0]:.2f} s where DynUNet takes {base[1]:.2f}, `large` {large[0]:.1f} where it takes {large[1]:.1f}' in unet
-    model = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['about']['model']
-    assert file_digest(STARTER)[:12] in model, 'measured with another starter model than that of the package'
+    models = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['models']
+    assert file_digest(STARTER)[:12] in models['starter']['model'], 'measured with another starter model than that of the package'
+    base = models['base']
+    assert base['ratios']['ours']['in_process_s'] <= 0.2 and base['ratios']['ours']['whole_process_s'] <= 0.4
+    assert base['ratios']['ours']['peak_mb'] <= 0.5 and min(base['dice_to_recipe']['ours'].values()) >= 0.995 and base['pairs'] >= 5
