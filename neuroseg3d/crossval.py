@@ -47,7 +47,7 @@ def is_finished(
     start = resume_point(Path(config.trainer.output_dir), None, 'auto')
     if start is None:
         return False
-    check_same_run(start, to_dict(settled(config, start)), {})
+    check_same_run(start, to_dict(settled(config, start)), {}, to_dict(Config()))
     return why_finished(start, config) is not None
 
 

@@ -315,11 +315,12 @@ FREE = {'data': ('root', 'download', 'cache_dir', 'cache', 'loader', 'workers'),
 def differences(
     then: Mapping[str, Mapping[str, Any]],  # configuration in the checkpoint, plain values by section
     now: Mapping[str, Mapping[str, Any]],  # the one to go on with
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,  # what held where the checkpoint's version knew no such setting
 ) -> list[str]:
     "What is different of what a run's result depends on."
     found = []
     for section, values in now.items():
-        stored = then.get(section, {})  # an older version knew fewer settings
+        stored = {**(defaults or {}).get(section, {}), **then.get(section, {})}
         found += [f'{section}.{k}: {stored[k]!r} in the checkpoint, {v!r} now' for k, v in values.items()
                   if k not in FREE.get(section, ()) and k in stored and stored[k] != v]
     return found
@@ -329,10 +330,11 @@ def check_same_run(
     start: Start,  # where it wants to go on
     now: Mapping[str, Mapping[str, Any]],  # its configuration, plain values by section
     provenance: Mapping[str, Any],  # of its data: schema, hashes, numbers of cases
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,  # as for `differences`
 ) -> None:
     "Refuse to go on with another architecture, data, label schema or schedule, and list what is different."
     stored = description(start.content, start.path)
-    found = differences(stored['config'], now)
+    found = differences(stored['config'], now, defaults)
     found = [f'{d}; --extend_to makes a schedule longer' if d.startswith('trainer.max_steps') else d for d in found]
     found += [f'{k}: {stored.get(k)!r} in the checkpoint, {v!r} now' for k, v in provenance.items() if k in stored and stored[k] != v]
     if found:

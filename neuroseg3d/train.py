@@ -650,7 +650,7 @@ def _check_start(start: Start, config: Config, provenance: dict[str, Any], exten
     before, total = then['trainer']['max_steps'], config.trainer.max_steps
     if extends:
         now['trainer']['max_steps'] = before
-    check_same_run(start, now, provenance)
+    check_same_run(start, now, provenance, to_dict(Config()))
     if then['trainer']['precision'] not in ('auto', now['trainer']['precision']):
         say(f'trainer.precision: {then["trainer"]["precision"]} in the checkpoint, {now["trainer"]["precision"]} now; the result '
             'will not be that of the uninterrupted run, bit for bit')

@@ -14,7 +14,7 @@ from balls import ball_case, ball_cohort
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from neuroseg3d import xai
-from neuroseg3d.checkpoint import Model, load_model
+from neuroseg3d.checkpoint import KEY, Model, load_model, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError, labels_to_regions
 from neuroseg3d.infer import infer_file, predict_case
@@ -110,3 +110,21 @@ def test_a_model_that_ignores_air_is_trained_resumed_and_used_from_the_command_l
         assert nib.load(out / 'BALL_Ts00.nii.gz').shape == nib.load(source).shape[:3]
     assert json.loads((tmp_path / 'scan' / 'manifest.json').read_text())['cases']['BALL_Ts00']['model'] != json.loads(
         (tmp_path / 'brain' / 'manifest.json').read_text())['cases']['BALL_Ts00']['model']
+
+
+def test_a_run_from_before_is_not_resumed_with_other_norms(tmp_path, capsys):
+    "Its checkpoint knows no such setting, and had what is the default now."
+    data, run = ball_cohort(tmp_path / 'balls', 3), tmp_path / 'run'
+    words = ['train', '--data.root', data, '--trainer.output_dir', run, '--data.n_folds', 3, '--data.patch_size', 16, '--space.spacing_mm', 6,
+             '--model.preset', 'tiny', '--model.filters', '[4, 8]', '--model.strides', '[1, 2]', '--infer.size', 16, '--trainer.val_every_steps', 4,
+             '--logger', 'none', '--trainer.max_steps', 4]
+    assert main([str(w) for w in words]) in (0, None)
+    path = run / 'checkpoints' / 'last.ckpt'
+    content = torch.load(path, weights_only=True)
+    for section, setting in (('model', 'norm_over'), ('data', 'overhang'), ('infer', 'grid')):
+        del content[KEY]['config'][section][setting]
+    save_checkpoint(content, path)
+    words = [*words, '--ckpt_path', path, '--extend_to', 8]
+    assert main([str(w) for w in (*words, '--model.norm_over', 'brain')]) == 2
+    assert "model.norm_over: 'window' in the checkpoint, 'brain' now" in capsys.readouterr().err
+    assert main([str(w) for w in words]) in (0, None)

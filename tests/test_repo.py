@@ -420,3 +420,35 @@ def test_runner_tells_which_cell_failed(tmp_path):
         nbformat.write(new_notebook(cells=[new_code_cell(cell)]), tmp_path / f'{name}.ipynb')
         _, passed, output, _ = run(tmp_path / f'{name}.ipynb')
         assert passed == (name == 'good') and ('one is not two' in output) == (name == 'bad')
+
+
+#: What Quarto's own schema allows of the settings that are used here; it refuses others (src/resources/schema/definitions.yml of
+#: quarto-dev/quarto-cli, revision 001b4007: base-website, navigation-item-object, sidebar-contents, page-footer, all closed).
+QUARTO = {
+    'website': {'title', 'description', 'image', 'favicon', 'site-url', 'site-path', 'repo-url', 'repo-subdir', 'repo-branch', 'repo-actions', 'search',
+                'navbar', 'sidebar', 'page-navigation', 'back-to-top-navigation', 'bread-crumbs', 'page-footer'},
+    'search': {'location', 'type', 'limit', 'collapse-after', 'copy-button', 'keyboard-shortcut', 'show-item-context'},
+    'navbar': {'title', 'logo', 'background', 'foreground', 'search', 'pinned', 'collapse', 'left', 'right'},
+    'sidebar': {'id', 'title', 'logo', 'search', 'tools', 'contents', 'style', 'background', 'foreground', 'border', 'alignment', 'collapse-level'},
+    'page-footer': {'left', 'right', 'center', 'border', 'background', 'foreground'},
+    'item': {'text', 'href', 'icon', 'aria-label', 'menu', 'rel', 'target'}, 'section': {'section', 'contents'},
+}
+
+
+def test_quartos_schema_allows_the_settings():
+    "Quarto is not needed for it: an unknown key, or a value that is none of those it names, would stop it before the first page."
+    website = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))['website']
+    assert set(website) <= QUARTO['website']
+    for part in ('search', 'navbar', 'sidebar', 'page-footer'):
+        assert set(website[part]) <= QUARTO[part], part
+    assert set(website['repo-actions']) <= {'none', 'edit', 'source', 'issue'} and website['sidebar']['style'] in ('docked', 'floating')
+    assert website['search']['location'] in ('navbar', 'sidebar') and website['search']['type'] in ('overlay', 'textbox')
+
+    def check(items):
+        for item in items:
+            if isinstance(item, dict):
+                assert set(item) <= QUARTO['section' if 'section' in item else 'item'], item
+                check(item.get('contents', item.get('menu', [])))
+            else:
+                assert (ROOT / 'nbs' / item).is_file(), item
+    check([*website['navbar']['left'], *website['navbar']['right'], *website['sidebar']['contents']])
