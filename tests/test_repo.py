@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
@@ -348,6 +350,15 @@ def test_every_requirement_has_one_exact_version(version):
                 assert normal(need.name) in pins, f'{need.name} has no constraint'
                 (pin,) = pins[normal(need.name)].specifier
                 assert need.specifier.contains(pin.version), f'{pins[normal(need.name)]} contradicts {need}'
+
+
+def test_pins_take_the_first_release_of_this_python():
+    "Distributions stay with an early one for years: Debian 12's is 3.11.2."
+    first = '.'.join(map(str, (*sys.version_info[:2], 0)))
+    installed = {normal(d.metadata['Name']): d for d in metadata.distributions()}
+    here = [p for p in constraints() if (p.marker is None or p.marker.evaluate()) and normal(p.name) in installed]
+    late = [str(p) for p in here if first not in SpecifierSet(installed[normal(p.name)].metadata.get('Requires-Python') or '')]
+    assert len(here) > 50 and not late
 
 
 @each_module

@@ -77,6 +77,10 @@ def lines(name: str, versions: dict[tuple[int, int], str]) -> list[str]:
 
 def main(others: list[str]) -> None:
     mine = closure(requirements())
+    first = '.'.join(map(str, (*sys.version_info[:2], 0)))  # a marker tells Python 3.11 from 3.10, not 3.11.5 from 3.11.2
+    late = [f'{n} {d.version}' for n, d in mine.items() if first not in SpecifierSet(d.metadata.get('Requires-Python') or '')]
+    if late:
+        raise SystemExit(f'{", ".join(late)}: too new for Python {first}; install versions that it takes, and lock again')
     table: dict[str, dict[tuple[int, int], str]] = {}
     for name, dist in mine.items():
         table.setdefault(name, {})[sys.version_info[:2]] = dist.version.split('+')[0]
