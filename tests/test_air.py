@@ -92,7 +92,7 @@ def test_explanations_refuse_windows_that_they_do_not_look_through(tmp_path):
     assert xai.shapley_values(replace(model('brain', grid='scan'), windows=Windows()), case).values
 
 
-def test_a_model_that_ignores_air_is_trained_resumed_and_used_from_the_command_line(tmp_path):
+def test_a_model_that_ignores_air_is_trained_and_used_from_the_command_line(tmp_path):
     data, run = ball_cohort(tmp_path / 'balls', 3, 1), tmp_path / 'run'
     words = ['train', '--data.root', data, '--trainer.output_dir', run, '--data.n_folds', 3, '--data.patch_size', 16, '--data.overhang', 0.5,
              '--space.spacing_mm', 6, '--model.preset', 'tiny', '--model.filters', '[4, 8]', '--model.strides', '[1, 2]', '--model.norm_over', 'brain',

@@ -111,6 +111,18 @@ def test_ten_kills_at_random_steps_validations_and_saves(runs):
     assert kills >= 10
 
 
+def test_a_network_that_ignores_air_goes_on_exactly_too(runs):
+    "Its norms pick voxels and put them back; its patches reach out of the volume, its windows lie on the scan."
+    air = ('--model.norm_over', 'brain', '--data.overhang', 0.5, '--infer.grid', 'scan', '--infer.size', 16)
+    assert runs('air', *air, resume=False) == 0, runs.log('air')
+    for place, n in (('step', 4), ('validation', 2)):
+        assert runs('air killed', *air, at=place, n=n) == -signal.SIGKILL, runs.log('air killed')
+    assert runs('air killed', *air) == 0, runs.log('air killed')
+    ours, whole = (load_checkpoint(runs.checkpoints(n) / 'last.ckpt') for n in ('air killed', 'air'))
+    for part in ('state_dict', 'optimizer_states', 'lr_schedulers', 'callbacks', 'global_step'):
+        same(ours[part], whole[part], part)
+
+
 def test_kills_at_random_times(runs):
     rng, kills = random.Random(1), 0
     for _ in range(2):
