@@ -39,7 +39,7 @@ from .losses import get_targets, to_regions
 from .nifti import Study, find_study, label_header, read_case, save_atomically
 from .transforms import ModelCase, to_model_space, to_native
 from .viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, make_view, show_modalities, show_planes
-from .windows import Window, gaussian_weight, predict_probabilities, window_grid
+from .windows import Window, gaussian_weight, looks_at, predict_probabilities
 
 # %% auto #0
 __all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_weight', 'Game', 'Only', 'Shapley', 'as_model_case',
@@ -193,7 +193,8 @@ def _windows_of(model: Model, image: Tensor) -> list[Window]:
     "The windows that prediction looks through: those that hold brain."
     if model.windows.grid != 'brain':
         raise InputError(f'infer.grid: found {model.windows.grid}, expected brain: explanations look at windows over the box of the brain')
-    return [w for w in window_grid(image.shape[1:], model.windows) if image[(slice(None), *w)].any()]
+    looks, _ = looks_at(image, model.windows)
+    return [look.inside(image.shape[1:])[0] for look in looks]
 
 # %% ../nbs/13_xai.ipynb #2889bf97
 def as_model_case(
