@@ -455,3 +455,29 @@ def test_the_forecast_of_memory_is_within_a_factor_of_two(name, edge):
     assert done.returncode == 0, done.stderr[-2000:]
     peak, forecast = map(float, done.stdout.split())
     assert 0.5 < peak / forecast < 2, f'{name}, window of {edge}: forecast {forecast:.0f} MB, peak {peak:.0f} MB'
+
+
+MEMBERS = """
+import re, sys
+from pathlib import Path
+import torch
+from neuroseg3d.unet import PRESETS, UNet
+from neuroseg3d.windows import FLIPS, Windows, predict_probabilities
+torch.set_num_threads(1)
+networks = [UNet(PRESETS['tiny']).eval().requires_grad_(False) for _ in range(3)]
+image, many = torch.rand(4, 128, 128, 128), sys.argv[1] == 'many'
+predict_probabilities(networks if many else networks[0], image, Windows((64,) * 3, overlap=0, precision='32', flips=FLIPS if many else FLIPS[:1]))
+print(int(re.search('VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024 / 1e6)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the peak is read from /proc')
+def test_networks_and_flips_add_memory_for_one_volume_only():
+    "Three networks and eight flips are 24 members; kept side by side they would take 24 volumes of probabilities."
+    peaks = []
+    for members in ('one', 'many'):
+        done = subprocess.run([sys.executable, '-c', MEMBERS, members], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        peaks.append(float(done.stdout))
+    volume = 3 * 128 ** 3 * 4 / 1e6
+    assert peaks[1] - peaks[0] < 2 * volume, f'{peaks[0]:.0f} MB, with 24 members {peaks[1]:.0f} MB; a volume takes {volume:.0f} MB'
