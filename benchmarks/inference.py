@@ -53,9 +53,12 @@ def train_base(data: str, output: Path) -> None:
     "Train `base` where it is not there yet, or go on, and export it."
     from neuroseg3d.cli import main as neuroseg3d
     words = [word for name, value in TRAINING.items() for word in (f'--{name}', str(value))]
-    neuroseg3d(['train', '--config_dir', str(ROOT / 'configs'), '--resume', 'auto', '--data.root', data,
-                '--data.cache_dir', str(output / 'cache'), '--trainer.output_dir', str(output / 'base'), *words])
-    neuroseg3d(['export', '--ckpt_path', str(output / 'base' / 'checkpoints' / 'last.ckpt'), '--output_path', str(output / 'base.safetensors')])
+    train = ['train', '--config_dir', str(ROOT / 'configs'), '--resume', 'auto', '--data.root', data,
+             '--data.cache_dir', str(output / 'cache'), '--trainer.output_dir', str(output / 'base'), *words]
+    export = ['export', '--ckpt_path', str(output / 'base' / 'checkpoints' / 'last.ckpt'), '--output_path', str(output / 'base.safetensors')]
+    for command in (train, export):
+        if status := neuroseg3d(command):
+            raise SystemExit(status)
 
 
 def path_of(name: str, output: Path) -> str:
