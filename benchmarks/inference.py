@@ -117,7 +117,7 @@ def leave_out(step: str) -> None:
     import numpy as np
     import torch
 
-    from neuroseg3d import core, nifti, postprocess, transforms, windows
+    from neuroseg3d import cases, core, nifti, postprocess, transforms, windows
     if step == 'without the brain box':
         within = transforms.brain_box  # masks on the way back keep their box
         transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool and len(image) == 3 else
@@ -133,9 +133,9 @@ def leave_out(step: str) -> None:
     if step == 'without channels last':
         torch.channels_last_3d = torch.contiguous_format
     if step == 'reading by nibabel':
-        nifti._volumes = lambda path, dtype=None, places=(): iter(np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0))
+        cases.read_volumes = lambda path, dtype=None, places=(): iter(np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0))
     if step == 'four files, one after the other':
-        nifti.ThreadPoolExecutor = lambda max_workers: ThreadPoolExecutor(1)
+        cases.ThreadPoolExecutor = lambda max_workers: ThreadPoolExecutor(1)
     if 'matrix product' in step:
         transforms._places = lambda source, target: (source, target)
         transforms._look_up = lambda volume, grids, mode: by_matrix_product(volume, *grids, mode)
@@ -275,9 +275,10 @@ def dice(a, b) -> dict[str, float]:
 
 def agreement(args, name: str) -> dict:
     "What moves the answer: from the recipe to this library one difference at a time, and how near each comes to the expert."
+    from neuroseg3d.cases import read_case
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.nifti import find_study, read_case
+    from neuroseg3d.layouts import find_study
     ckpt, folder = path_of(name, Path(args.output_dir)), folder_of(args, name, 'recipe')
     folder.mkdir(parents=True, exist_ok=True)
     recipe(ckpt, args.input_image, folder)

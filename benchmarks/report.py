@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from neuroseg3d.casepage import CaseResult, ModelCard, ReportOptions, _mesh, write_case
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model, load_model
 from neuroseg3d.core import Case
 from neuroseg3d.metrics import score_case
-from neuroseg3d.nifti import read_case
 from neuroseg3d.phantom import make_phantom
 from neuroseg3d.report import _with_model
 from neuroseg3d.uncertainty import assess_case

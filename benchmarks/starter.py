@@ -43,13 +43,14 @@ from matplotlib.colors import to_rgba
 from scipy.ndimage import find_objects
 
 from neuroseg3d.calibration import Validation, calibrate, reliability
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build, to_dict
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
 from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, plan_machine, store_case, tumour_voxels
 from neuroseg3d.infer import predict_case
+from neuroseg3d.layouts import Study, find_cases
 from neuroseg3d.metrics import overlap
-from neuroseg3d.nifti import Study, find_cases, read_case
 from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
 from neuroseg3d.postprocess import Held, Postprocess, mean_dice, search_rules
 from neuroseg3d.resume import CheckpointFolder, check_same_run, resume_point

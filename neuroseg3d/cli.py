@@ -254,7 +254,7 @@ def find_inputs(
     allow_missing: bool = False,  # accept any non-empty subset of the sequences
 ):  # list of Study
     "The studies that --input_image names."
-    from neuroseg3d.nifti import find_cases, find_study
+    from neuroseg3d.layouts import find_cases, find_study
     if all('=' in w and not Path(w).exists() for w in words):
         return [find_study(dict(w.split('=', 1) for w in words), allow_missing=allow_missing)]
     if len(words) == 1 and Path(words[0]).is_dir():
@@ -335,10 +335,10 @@ def _explain(args, overrides) -> int:
 
     from tqdm import tqdm
 
+    from neuroseg3d.cases import check_case
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.infer import choose_device
     from neuroseg3d.models import resolve_models
-    from neuroseg3d.nifti import check_case
     from neuroseg3d.xai import explain_file
     warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
     studies = find_inputs(args.input_image, args.allow_missing)

@@ -16,7 +16,7 @@ from .config import build, to_dict
 from .core import REGIONS, InputError
 from .evaluate import evaluate, summary_table
 from .infer import infer_cohort, tune_rules
-from .nifti import Study, find_cases
+from .layouts import Study, find_cases
 from .postprocess import Postprocess
 from .processes import gather, is_first_process, joined
 from .resume import check_same_run, resume_point

@@ -27,13 +27,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .calibration import Calibration
 from .casepage import CaseResult, ModelCard, write_case
+from .cases import read_case
 from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
 from .infer import Prediction, predict_case, read_probabilities, trained_on
+from .layouts import find_cases
 from .metrics import overlap, score_case
 from .models import resolve_model
-from .nifti import find_cases, read_case, read_label
+from .nifti import read_label
 from .report import read_results
 from .transforms import to_native
 from .uncertainty import expected_dices

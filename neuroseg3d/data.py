@@ -36,9 +36,11 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
 from .augment import Augment, augmentation, monai_to_model_space
+from .cases import read_case
 from .core import InputError, Label
 from .download import download
-from .nifti import Study, find_cases, read_case, read_header
+from .layouts import Study, find_cases
+from .nifti import read_header
 from .split import Split, load_split, make_split, save_split, study_files
 from .transforms import Record, Space, one_thread
 

@@ -14,7 +14,7 @@ from .config import build
 from .core import InputError
 from .evaluate import evaluate, summary_table
 from .infer import infer_cohort
-from .nifti import find_cases
+from .layouts import find_cases
 from .phantom import write_cohort
 from .report import report_cohort
 from .train import Config, cpu_has_bf16, fit

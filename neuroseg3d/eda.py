@@ -20,8 +20,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import ndimage
 
+from .cases import read_case
 from .core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
-from .nifti import Study, find_cases, read_case
+from .layouts import Study, find_cases
 from .viz import PALETTE, Picture, chart, make_view, page_head, page_tail, to_ras
 
 # %% auto #0

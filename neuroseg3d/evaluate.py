@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .cases import check_case, read_case
 from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label, get_schema
+from .layouts import Study, file_role, find_cases, find_study
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
-from .nifti import Study, check_case, check_label, file_role, find_cases, find_study, read_case, read_label, stem
+from .nifti import check_label, read_label, stem
 from .split import Split, file_digest, load_split
 
 if TYPE_CHECKING:

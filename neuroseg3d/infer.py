@@ -23,12 +23,13 @@ import torch
 
 from . import __version__
 from .calibration import Calibration, stored_calibration
+from .cases import read_case
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
 from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
+from .layouts import Study, find_cases, find_study
 from .losses import get_targets, to_regions
-from .nifti import (Study, find_cases, find_study, label_header, read_case, read_label, save_atomically, store_facts,
-                              stored_facts, write_label)
+from .nifti import label_header, read_label, save_atomically, store_facts, stored_facts, write_label
 from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .processes import Place, gather, joined, launched, share
 from .split import file_digest
@@ -121,7 +122,7 @@ def predict_case(
 ) -> Prediction:
     "Segment one case."
     if not isinstance(case, Case):
-        raise InputError(f'found {case!r}, expected a case; neuroseg3d.nifti.read_case reads one')
+        raise InputError(f'found {case!r}, expected a case; neuroseg3d.cases.read_case reads one')
     if not case.image.size:
         raise InputError(f'case {case.id}: its voxels were let go of (keep_image=False, or forget_image); read it again')
     _warn_of_missing(model, case)

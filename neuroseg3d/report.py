@@ -19,13 +19,15 @@ import torch
 
 from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _confusion, _figure, _flag_list, _number, _provenance,
                                  _section, quality_flags, write_case, write_page)
+from .cases import check_case, read_case
 from .checkpoint import Model
 from .core import REGIONS, Geometry, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
-from .metrics import overlap, score_case, summarise, voxel_confusion
 from .infer import read_probabilities, trained_on
-from .nifti import Study, check_case, check_label, find_cases, read_case, read_label
+from .layouts import Study, find_cases
+from .metrics import overlap, score_case, summarise, voxel_confusion
+from .nifti import check_label, read_label
 from .uncertainty import assess_case, coin_entropy, expected_dices
 from .viz import page_head, page_tail, show_planes
 from .xai import shapley_values

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .core import InputError
-from .nifti import Study
+from .layouts import Study
 
 # %% auto #0
 __all__ = ['patient_of', 'Split', 'file_digest', 'study_files', 'make_split', 'save_split', 'load_split', 'check_no_leak']

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from .calibration import (Calibration, Validation, apply_temperature, calibrate, lesion_probability, stored_calibration,
                                     store_calibration)
+from .cases import read_case
 from .checkpoint import Model, find_model, load_model
 from .core import REGIONS, Case, InputError, Label, labels_to_regions
 from .evaluate import studies_not_trained_on
 from .infer import choose_device, label_by_rules, masks_by_rules, rules_of
 from .losses import get_targets, to_regions
-from .nifti import read_case
 from .transforms import ModelCase, to_model_space, to_native
 from .viz import Picture, show_maps
 from .windows import NOTHING_AROUND, Around, Windows, predict_probabilities

@@ -32,11 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import __version__
+from .cases import read_case
 from .checkpoint import Model
 from .core import LABEL_NAMES, MODALITIES, REGION_NAMES, REGIONS, Case, InputError, Label, regions_to_labels
 from .infer import choose_device, masks_by_rules, rules_of
+from .layouts import Study, find_study
 from .losses import get_targets, to_regions
-from .nifti import Study, find_study, label_header, read_case, save_atomically
+from .nifti import label_header, save_atomically
 from .transforms import ModelCase, to_model_space, to_native
 from .viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, make_view, show_modalities, show_planes
 from .windows import Window, gaussian_weight, looks_at, predict_probabilities

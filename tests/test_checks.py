@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from balls import ball_case
 
-from neuroseg3d import evaluate, nifti, report, xai
+from neuroseg3d import cases, evaluate, report, xai
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError
-from neuroseg3d.nifti import find_cases, read_case, write_label
+from neuroseg3d.layouts import find_cases
+from neuroseg3d.nifti import write_label
 from neuroseg3d.split import make_split, save_split
 from neuroseg3d.transforms import Space
 from neuroseg3d.unet import UNet, UNetConfig
@@ -72,7 +74,7 @@ def test_report(cohort, monkeypatch, capsys, fault):
         options += ['--ref_schema', 'msd']
         shorten({'label': cohort / 'C' / 'C_seg.nii.gz', 'sequence': cohort / 'C' / 'C_t2.nii.gz', 'prediction': pred / 'C.nii.gz',
                  'compared': cohort.parent / 'other' / 'C.nii.gz'}[fault])
-    forbid(monkeypatch, nifti, '_read_images')
+    forbid(monkeypatch, cases, '_read_images')
     forbid(monkeypatch, report, 'read_case', 'score_case', 'write_case', 'assess_case')
     line = said(capsys, 'report', '--pred', pred, '--data', cohort, '--output_dir', cohort.parent / 'out', *options)
     where = {'schema': AMBIGUOUS, 'label': 'C_seg.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)',

@@ -13,11 +13,12 @@ import torch
 from balls import ball_cohort
 
 from neuroseg3d.calibration import stored_calibration
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import load_model
 from neuroseg3d.cli import main
 from neuroseg3d.core import labels_to_regions
 from neuroseg3d.infer import predict_case
-from neuroseg3d.nifti import find_cases, read_case
+from neuroseg3d.layouts import find_cases
 
 TRAIN = ['train', '--data.root', 'cohort', '--data.n_folds', '2', '--data.patch_size', '16', '--data.loader', 'none',
          '--space.spacing_mm', '6', '--model.preset', 'tiny', '--model.filters', '[4, 8, 8, 8]', '--trainer.max_steps', '30',

@@ -15,10 +15,12 @@ import pytest
 import torch
 from browser import Browser, describe, find_chromium
 
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import KEY, describe as describe_model, save_checkpoint
 from neuroseg3d.config import build, to_dict
 from neuroseg3d.dashboard import dashboard
-from neuroseg3d.nifti import find_cases, read_case, write_label
+from neuroseg3d.layouts import find_cases
+from neuroseg3d.nifti import write_label
 from neuroseg3d.phantom import write_cohort
 from neuroseg3d.train import Config
 from neuroseg3d.unet import UNet

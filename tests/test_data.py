@@ -16,7 +16,7 @@ from neuroseg3d.augment import Augment
 from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
                              plan_machine)
-from neuroseg3d.nifti import Study, find_cases
+from neuroseg3d.layouts import Study, find_cases
 from neuroseg3d.split import make_split, patient_of
 from neuroseg3d.transforms import Space
 
@@ -89,9 +89,9 @@ def test_global_generators_neither_matter_nor_change(cases):
 def test_another_process_makes_the_same_patches(cohort, cases):
     code = '''
 import hashlib, sys, torch
-from neuroseg3d.data import PatchDataset, Prepare
-from neuroseg3d.nifti import find_cases
 from neuroseg3d.augment import Augment
+from neuroseg3d.data import PatchDataset, Prepare
+from neuroseg3d.layouts import find_cases
 torch.set_num_threads(3)
 patches = PatchDataset([Prepare()(s) for s in find_cases(sys.argv[1])], (24, 24, 24), seed=7, augment=Augment())
 print([hashlib.sha256(patches[i]['image'].numpy().tobytes()).hexdigest() for i in range(40, 52)])
@@ -192,7 +192,7 @@ def test_a_missing_split_is_dealt_again_alike(tmp_path):
 
 def test_preparing_is_the_one_preprocessing(cohort, cases):
     "What is cached, which MONAI's transforms made, is bit for bit what `to_model_space` gives inference."
-    from neuroseg3d.nifti import read_case
+    from neuroseg3d.cases import read_case
     from neuroseg3d.transforms import to_model_space
     for study, stored in zip(find_cases(cohort), cases['disk']):
         model = to_model_space(read_case(study), Space())

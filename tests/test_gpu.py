@@ -16,13 +16,14 @@ from balls import SHAPE, SPACING_MM, ball_case, ball_cohort
 from elsewhere import ELSEWHERE, Elsewhere, There
 
 from neuroseg3d import train, windows, xai
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import KEY, Model, export_model, load_checkpoint, load_model
 from neuroseg3d.cli import main
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, Case, Geometry, labels_to_regions
 from neuroseg3d.infer import choose_device, predict_case, write_extra
+from neuroseg3d.layouts import find_cases
 from neuroseg3d.losses import _Summed, get_targets, out_channels
-from neuroseg3d.nifti import find_cases, read_case
 from neuroseg3d.processes import gather
 from neuroseg3d.train import Config, SegmentationTask
 from neuroseg3d.transforms import Space

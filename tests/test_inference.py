@@ -18,11 +18,13 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from neuroseg3d import windows
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model, load_model
 from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
 from neuroseg3d.dashboard import Cohort
 from neuroseg3d.infer import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
-from neuroseg3d.nifti import find_cases, read_case, store_facts, write_label
+from neuroseg3d.layouts import find_cases
+from neuroseg3d.nifti import store_facts, write_label
 from neuroseg3d.phantom import make_phantom
 from neuroseg3d.report import read_results
 from neuroseg3d.transforms import Space, to_model_space

@@ -284,7 +284,7 @@ for name in {sorted(MODULES)!r}:
 """)
 
 
-@pytest.mark.parametrize('module', ['core', 'config', 'nifti', 'cli'])
+@pytest.mark.parametrize('module', ['core', 'config', 'nifti', 'layouts', 'cases', 'cli'])
 def test_light_modules_stay_light(module):
     loaded = python(f'import sys, {PACKAGE}.{module}; print(*sorted(m for m in sys.modules if "." not in m))').split()
     assert not set(loaded) & set(HEAVY)

@@ -9,11 +9,12 @@ import torch
 from browser import Browser, describe, find_chromium
 from scipy.ndimage import uniform_filter
 
+from neuroseg3d.casepage import CaseResult, ReportOptions, write_case
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model
 from neuroseg3d.core import REGIONS, Case, Geometry, labels_to_regions
-from neuroseg3d.casepage import CaseResult, ReportOptions, write_case
+from neuroseg3d.layouts import find_cases
 from neuroseg3d.metrics import score_case
-from neuroseg3d.nifti import find_cases, read_case
 from neuroseg3d.report import _with_model, write_report
 from neuroseg3d.transforms import Space
 from neuroseg3d.uncertainty import assess_case

@@ -10,7 +10,7 @@ from neuroseg3d.checkpoint import KEY, describe, load_model, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.config import to_dict
 from neuroseg3d.core import REGIONS
-from neuroseg3d.nifti import find_cases
+from neuroseg3d.layouts import find_cases
 from neuroseg3d.split import make_split, save_split
 from neuroseg3d.transforms import Space
 from neuroseg3d.unet import UNet, UNetConfig

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neuroseg3d.cases import read_case
 from neuroseg3d.core import Case, Geometry
-from neuroseg3d.nifti import find_cases, read_case
+from neuroseg3d.layouts import find_cases
 from neuroseg3d.viz import make_view, mesh_figure, show_errors, show_modalities, show_planes
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'

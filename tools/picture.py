@@ -8,7 +8,9 @@ import csv
 import sys
 from pathlib import Path
 
-from neuroseg3d.nifti import find_cases, read_case, read_label
+from neuroseg3d.cases import read_case
+from neuroseg3d.layouts import find_cases
+from neuroseg3d.nifti import read_label
 from neuroseg3d.viz import show_planes
 
 ROOT = Path(__file__).resolve().parent.parent
