@@ -6,20 +6,23 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
+from msgspec import Meta
 
 from .core import InputError
+from .records import LARGEST_YAML, check_plain, parse_yaml, read_bytes
 
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'known_keys', 'unknown_key_error', 'build', 'to_dict', 'load_yaml', 'merge', 'set_dotted', 'load_config']
+__all__ = ['T', 'known_keys', 'unknown_key_error', 'build', 'Settings', 'to_dict', 'load_yaml', 'merge', 'set_dotted',
+           'load_config']
 
 # %% ../nbs/00a_config.ipynb #745d9ff4
 def known_keys(
@@ -50,6 +53,8 @@ def unknown_key_error(
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     "The value as the type hint wants it, or an error that says what it is."
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _within(_coerce(value, args[0], where), args[1:], where)
     if is_dataclass(hint):
         return build(hint, value, where)
     if origin in (Union, types.UnionType):
@@ -66,12 +71,16 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 def _coerce_scalar(value: Any, hint: type, where: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = None
+        if number is not None and math.isfinite(number):
+            return number
+        if number is not None:
+            raise InputError(f'{where}: found {value!s:.40}, expected a finite number')
     elif hint is type(None) and value is None or isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise InputError(f'{where}: found {value!r}, expected {getattr(hint, "__name__", hint)}')
+    raise InputError(f'{where}: found {_shown(value)}, expected {getattr(hint, "__name__", hint)}')
 
 
 def _coerce_union(value: Any, options: tuple, where: str) -> Any:
@@ -95,6 +104,38 @@ def _coerce_tuple(value: Any, args: tuple, where: str) -> tuple:
     hints = [args[0]] * len(value) if variadic else args
     return tuple(_coerce(v, h, f'{where}[{i}]') for i, (v, h) in enumerate(zip(value, hints)))
 
+
+def _within(value: Any, bounds: Sequence[Any], where: str) -> Any:
+    "The value, whose numbers all have to lie within the bounds of its field."
+    for meta in (m for m in bounds if isinstance(m, Meta)):
+        for number in value if isinstance(value, tuple) else [value]:
+            if isinstance(number, (int, float)) and not _fits(number, meta):
+                raise InputError(f'{where}: found {_plainly(value)}, expected {"numbers" if isinstance(value, tuple) else "a number"} {_range(meta)}')
+    return value
+
+
+def _fits(number: float, meta: Meta) -> bool:
+    low, high = (meta.ge is None or number >= meta.ge), (meta.le is None or number <= meta.le)
+    return low and high and (meta.gt is None or number > meta.gt) and (meta.lt is None or number < meta.lt)
+
+
+def _range(meta: Meta) -> str:
+    "Bounds in words, such as 'from 0 to 0.9'."
+    if meta.ge is not None and meta.le is not None:
+        return f'from {meta.ge:g} to {meta.le:g}'
+    words = {'at least': meta.ge, 'above': meta.gt, 'at most': meta.le, 'below': meta.lt}
+    return ' and '.join(f'{word} {value:g}' for word, value in words.items() if value is not None)
+
+
+def _plainly(value: Any) -> str:
+    return f'[{", ".join(map(str, value))}]' if isinstance(value, tuple) else str(value)
+
+
+def _shown(value: Any) -> str:
+    "A value for an error, cut where it is long."
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:60]}... ({len(text):,} characters)'
+
 # %% ../nbs/00a_config.ipynb #63bd8240
 def build(
     cls: type[T],  # a dataclass with type hints
@@ -106,11 +147,31 @@ def build(
         return values
     if not isinstance(values, Mapping):
         raise InputError(f'{where or cls.__name__}: found {values!r}, expected a section of keys and values')
-    prefix, hints = f'{where}.' if where else '', get_type_hints(cls)
+    prefix, hints = f'{where}.' if where else '', get_type_hints(cls, include_extras=True)
     for key in values:
         if key not in hints:
             raise unknown_key_error(f'{prefix}{key}', known_keys(cls, prefix), 'configuration')
     return cls(**{k: _coerce(v, hints[k], f'{prefix}{k}') for k, v in values.items()})
+
+
+class Settings:
+    "What settings have in common: numbers are finite and lie in the range that the type of their field declares, however they are made."
+    section: ClassVar[str] = ''  # what they are called in a configuration, for errors
+
+    def __init_subclass__(cls, section: str = '', **options):
+        super().__init_subclass__(**options)
+        cls.section = section or cls.section or cls.__name__
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if name not in self.__dataclass_fields__:
+                continue
+            where, value = f'{self.section}.{name}', getattr(self, name)
+            for number in value if isinstance(value, tuple) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise InputError(f'{where}: found {number}, expected a finite number')
+            if get_origin(hint) is Annotated:
+                _within(value, get_args(hint)[1:], where)
 
 
 def to_dict(
@@ -128,14 +189,10 @@ def load_yaml(
     path: str | Path,  # a YAML file
 ) -> dict[str, Any]:
     "The mapping that a YAML file holds."
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise InputError(f'{path}: no such configuration file') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
+    values = parse_yaml(read_bytes(path, 'configuration file', LARGEST_YAML), str(path))
     if values is None:
         return {}
+    check_plain(values, str(path))
     if not isinstance(values, dict):
         raise InputError(f'{path}: found {type(values).__name__}, expected sections of keys and values')
     return values
@@ -176,12 +233,16 @@ def set_dotted(
 def _from_text(text: str, wanted: Sequence[type], name: str) -> Any:
     "What a value on the command line means."
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, name)
+    except InputError:
         if str not in wanted:
-            raise InputError(f'{name}: found {text!r}, expected a value as in YAML') from None
+            shown = repr(text) if len(text) < 60 else f'{text[:40]!r} and {len(text) - 40:,} characters more'
+            raise InputError(f'{name}: found {shown}, expected a value as in YAML') from None
         return text
-    return text if str in wanted and type(value) not in (*wanted, type(None)) else value
+    if str in wanted and type(value) not in (*wanted, type(None)):
+        return text
+    check_plain(value, name)
+    return value
 
 
 def _hint_of(cls: type, name: str) -> Any:
