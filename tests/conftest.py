@@ -14,3 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 def root() -> Path:
     "The top of the project."
     return ROOT
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line('markers', 'contract(kind, area, given, happens): a row of the page "What is refused, warned of, converted" (tools/contracts.py)')

@@ -164,6 +164,7 @@ def test_module_refuses_what_it_cannot_train_on(cohort, tmp_path):
         SegmentationData(Data(root=str(bare), n_folds=2), progress=False).prepare_data()
 
 
+@pytest.mark.contract('refused', 'splits', 'a file that was replaced since the cohort was split', 'the error names the file')
 def test_module_notices_a_changed_cohort(tmp_path):
     root = write_cohort(tmp_path / 'balls', 4)
     config = Data(root=str(root), n_folds=2, cache_dir=str(tmp_path / 'cache'), cache='disk', patch_size=(16, 16, 16))

@@ -111,6 +111,7 @@ def test_keep_archive(server, tmp_path):
     assert (tmp_path / 'Task.tar').read_bytes() == ARCHIVE
 
 
+@pytest.mark.contract('works', 'downloads', 'a connection that breaks in the middle', 'goes on where it stopped')
 def test_cut_in_the_middle_is_resumed(server, tmp_path):
     server.cut_after = 200_000
     check(download(tmp_path / 'Task', server.url, MD5, progress=False))
@@ -162,6 +163,7 @@ def test_gives_up_and_keeps_what_came(tmp_path):
     assert 'kept' not in str(error.value)
 
 
+@pytest.mark.contract('refused', 'downloads', 'a download with another checksum than the published one', 'removed; the error names both checksums')
 def test_wrong_checksum_leaves_nothing(server, tmp_path):
     with pytest.raises(InputError, match=f'MD5 is {MD5}, expected 0000'):
         download(tmp_path / 'Task', server.url, '0000', progress=False)
@@ -193,6 +195,7 @@ def test_killed_process_goes_on(server, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['../evil.txt', 'Task/../../evil.txt', '/tmp/neuroseg3d_evil.txt'])
+@pytest.mark.contract('refused', 'downloads', 'an archive with a path that leaves its folder', 'nothing is written outside')
 def test_archive_that_climbs_out_is_refused(tmp_path, name):
     archive = tmp_path / 'evil.tar'
     archive.write_bytes(pack({'Task/good.txt': b'x', name: b'evil'}))
@@ -203,6 +206,7 @@ def test_archive_that_climbs_out_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+@pytest.mark.contract('refused', 'downloads', 'an archive with links, pipes or devices', 'nothing is unpacked')
 def test_archive_with_links_or_devices_is_refused(tmp_path, kind):
     archive = tmp_path / 'evil.tar'
     archive.write_bytes(pack({'Task/good.txt': b'x'}, link=kind))
@@ -211,6 +215,7 @@ def test_archive_with_links_or_devices_is_refused(tmp_path, kind):
     assert not list((tmp_path / 'into').iterdir())
 
 
+@pytest.mark.contract('refused', 'downloads', 'an archive that ends too early', 'nothing is unpacked')
 def test_truncated_archive_leaves_nothing(tmp_path):
     archive = tmp_path / 'short.tar'
     archive.write_bytes(ARCHIVE[:300_000])
@@ -219,6 +224,7 @@ def test_truncated_archive_leaves_nothing(tmp_path):
     assert not list((tmp_path / 'into').iterdir())
 
 
+@pytest.mark.contract('refused', 'downloads', 'a folder that is already there', 'left as it is')
 def test_existing_folder_is_never_overwritten(tmp_path):
     archive = tmp_path / 'Task.tar'
     archive.write_bytes(ARCHIVE)

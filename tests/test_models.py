@@ -54,6 +54,7 @@ def test_infer_needs_no_checkpoint(cohort, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('missing', MODALITIES)
+@pytest.mark.contract('warned', 'images', 'a sequence that is missing, with `--allow_missing`', 'segmented; says whether the model has seen such cases in training')
 def test_a_sequence_may_be_missing(missing, cohort, tmp_path, recwarn):
     (image,) = cohort.glob('imagesTr/*.nii.gz')
     volume = nib.load(image)

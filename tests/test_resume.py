@@ -203,6 +203,7 @@ def test_kill_between_the_batches_of_a_step(runs):
         same(a[part], b[part])
 
 
+@pytest.mark.contract('refused', 'settings', 'a checkpoint of a run with other data or settings', 'the error lists what differs')
 def test_another_run_is_refused_with_the_difference(runs):
     ball_cohort(runs.folder / 'other', 5)
     assert runs('whole', data={'root': 'other'}) == 2
