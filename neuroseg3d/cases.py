@@ -78,7 +78,7 @@ def read_case(
     headers, geometry = _read_headers(study, allow_missing)
     annotation, known = None, schema or study.schema
     if with_label and study.label is not None:
-        annotation, grid, known = read_label(study.label, schema, study.schema)
+        annotation, grid, known = read_label(study.label, schema, study.schema, study.stated)
         _check_grids({next(iter(headers)): geometry, study.label: grid})
     image = _read_images(study, headers, geometry.shape, allow_missing)
     if allow_missing and not image.any():  # else no sequence can be
@@ -108,5 +108,5 @@ def check_case(
     "What `read_case` would refuse by headers or label schema, in milliseconds: for a whole cohort before work on its first case."
     headers, geometry = _read_headers(study, allow_missing)
     if with_label and study.label is not None:
-        _check_grids({next(iter(headers)): geometry, study.label: check_label(study.label, schema, study.schema)[0]})
+        _check_grids({next(iter(headers)): geometry, study.label: check_label(study.label, schema, study.schema, study.stated)[0]})
     return geometry

@@ -21,7 +21,8 @@ from safetensors.torch import save as to_safetensors
 
 from . import __version__
 from .config import build
-from .core import MODALITIES, REGIONS, InputError, get_schema
+from .core import MODALITIES, REGIONS, InputError
+from .schemas import get_schema
 from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows

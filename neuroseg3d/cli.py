@@ -145,7 +145,7 @@ def _train_folds(args, config) -> int:
 # %% ../nbs/16_cli.ipynb #6807c28a
 def _infer(args, overrides) -> int:
     from neuroseg3d.checkpoint import load_model
-    from neuroseg3d.core import get_schema
+    from neuroseg3d.schemas import get_schema
     from neuroseg3d.infer import choose_device, infer_cohort, infer_file, note_prediction
     from neuroseg3d.models import resolve_models
     from neuroseg3d.processes import launched, run_together

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .cases import check_case, read_case
-from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label, get_schema
+from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
+from .schemas import get_schema
 from .layouts import Study, file_role, find_cases, find_study
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from .nifti import check_label, read_label, stem

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .core import MODALITIES, SCHEMAS, InputError, get_schema
+from .core import MODALITIES, InputError
 from .nifti import PathLike, check_file, is_nifti, read_header, stem
+from .schemas import get_schema, implied_schema, schema_of_labels
 
 # %% auto #0
 __all__ = ['ALIASES', 'file_role', 'Study', 'find_study', 'check_complete', 'find_cases']
@@ -57,6 +58,7 @@ class Study:
     images: dict[str, Path]  # modality -> file; in a 4-D file the order is that of its channels
     label: Path | None = None
     schema: str | None = None  # label schema that the layout implies, None where it implies none
+    stated: bool = False  # whether user or dataset.json state the schema; else names imply it, and ids may contradict them
 
     @property
     def is_4d(self) -> bool:
@@ -93,18 +95,10 @@ def _channels(dataset: dict) -> tuple[str, ...]:
     return found
 
 
-_LABEL_KEYWORDS = ((1, ('edema', 'oedema')), (3, ('enhancing',)), (2, ('non-enhancing', 'non enhancing', 'necro')))
-
-
 def _json_schema(dataset: dict) -> str | None:
     "The schema whose ids a dataset.json names, None where it names none."
-    ids = {}
-    for i, name in dataset.get('labels', {}).items():
-        for label, words in _LABEL_KEYWORDS:  # 'non-enhancing' comes last: it contains 'enhancing'
-            if any(w in str(name).lower() for w in words):
-                ids[int(i)] = label
-    matching = [s.name for s in SCHEMAS.values() if ids == {i: int(k) for k, i in s.ids.items() if k}]
-    return matching[0] if matching else None
+    labels = dataset.get('labels')
+    return schema_of_labels(labels) if isinstance(labels, dict) else None
 
 # %% ../nbs/01a_layouts.ipynb #7de309e0
 def find_study(
@@ -125,7 +119,7 @@ def find_study(
         study = _study_of_file(Path(source), allow_missing)
     if schema is not None:
         get_schema(schema)
-    return replace(study, id=case_id or study.id, schema=schema or study.schema,
+    return replace(study, id=case_id or study.id, schema=schema or study.schema, stated=bool(schema) or study.stated,
                    label=Path(label) if label is not None else study.label)
 
 
@@ -138,7 +132,8 @@ def _study_of_file(path: Path, allow_missing: bool = False) -> Study:
     label = next((p for d in ('labelsTr', 'labelsTs') for p in [path.parent.parent / d / path.name]
                   if path.parent.name == d.replace('labels', 'images') and p.is_file()), None)
     images = dict.fromkeys(_channels(dataset), path)
-    return Study(stem(path), 'msd', images, label, _json_schema(dataset) if dataset else None)
+    named = _json_schema(dataset)
+    return Study(stem(path), 'msd', images, label, named or implied_schema([path]), named is not None)
 
 
 def _study_of_mapping(images: dict[str, Path], allow_missing: bool = False) -> Study:
@@ -218,7 +213,7 @@ def _naming(files: list[Path]) -> str:
 
 def _naming_schema(files: list[Path]) -> str | None:
     naming = _naming(files)
-    return naming if naming in SCHEMAS else None
+    return implied_schema(files) or (naming if naming != 'files' else None)
 
 
 def _common_id(files: list[Path]) -> str:
@@ -248,7 +243,7 @@ def find_cases(
     if not studies:
         raise InputError(f'{root}: found no case; expected imagesTr/*.nii.gz, a folder a case, or four files a case')
     _check_unique(studies)
-    return sorted((replace(s, schema=schema or s.schema) for s in studies), key=lambda s: s.id)
+    return sorted((replace(s, schema=schema or s.schema, stated=bool(schema) or s.stated) for s in studies), key=lambda s: s.id)
 
 
 def _studies_in(folder: Path, allow_missing: bool = False) -> list[Study]:

@@ -20,14 +20,15 @@ import numpy as np
 import psutil
 from isal import igzip, isal_zlib
 
-from .core import SCHEMAS, Case, Geometry, InputError, from_canonical, get_schema, to_canonical
+from .core import Case, Geometry, InputError
+from .schemas import from_canonical, get_schema, infer_schema, settle_schema, to_canonical
 
 PathLike = str | Path
 
 # %% auto #0
 __all__ = ['PathLike', 'stem', 'is_nifti', 'check_file', 'read_header', 'grid_shape', 'check_memory', 'header_geometry',
-           'read_volumes', 'infer_schema', 'stored_schema', 'stored_facts', 'store_facts', 'read_label', 'check_label',
-           'label_header', 'write_label', 'save_atomically']
+           'read_volumes', 'stored_schema', 'stored_facts', 'store_facts', 'read_label', 'check_label', 'label_header',
+           'write_label', 'save_atomically']
 
 # %% ../nbs/01_nifti.ipynb #d6afde27
 _SUFFIX = re.compile(r'\.nii(\.gz)?$', re.IGNORECASE)
@@ -174,24 +175,6 @@ def read_volumes(
         raise InputError(f'{path}: truncated or damaged: {error}') from None
 
 # %% ../nbs/01_nifti.ipynb #9447d581
-def infer_schema(
-    values: np.ndarray,  # ids that occur in the file
-    path: PathLike,  # for the error
-) -> str:
-    "The only schema that a set of ids fits, or an error that asks for its name."
-    found = sorted(int(v) for v in values)
-    if found == [0]:
-        return 'msd'  # nothing is labelled: every schema reads it alike
-    fitting = [s.name for s in SCHEMAS.values() if set(found) <= set(s.values)]
-    if len(fitting) == 1:
-        return fitting[0]
-    shown = ', '.join(map(str, found))
-    if not fitting:
-        raise InputError(f'{path}: unknown label values: found {shown}, expected those of '
-                         + ' or '.join(f'{s.name} {s.values}' for s in SCHEMAS.values()))
-    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {" and ".join(fitting)}; name the schema (on the command line evaluate, report and calibrate --ref_schema, evaluate and report --pred_schema, train --data.schema, eda --schema)')
-
-
 def stored_schema(
     header: nib.Nifti1Header,  # as read
 ) -> str | None:
@@ -231,13 +214,30 @@ def read_label(
     path: PathLike,  # label map, 3-D
     schema: str | None = None,  # its schema; None: its extension, then `implied`, then what its ids allow
     implied: str | None = None,  # schema that the layout implies
+    stated: bool = False,  # whether user or dataset.json state `implied`, so that its ids are not doubted
 ) -> tuple[np.ndarray, Geometry, str]:  # canonical ids uint8 (X, Y, Z), its grid, its schema
     "A label map in canonical ids."
     path = Path(path)
     header, grid = _read_label_header(path)
     values, found = _read_ids(path, grid.shape)
-    name = schema or stored_schema(header) or implied or infer_schema(found, path)
+    name = schema or _stored_name(header, path) or _implied_name(found, path, implied, stated)
     return to_canonical(values, name, str(path)), grid, name
+
+
+def _stored_name(header: nib.Nifti1Header, path: Path) -> str | None:
+    "The schema that a file of this library names; one that is not known is an error of that file."
+    name = stored_schema(header)
+    try:
+        return name and get_schema(name).name
+    except InputError as error:
+        raise InputError(f'{path}: the file says that its ids are of {error}') from None
+
+
+def _implied_name(found: np.ndarray, path: Path, implied: str | None, stated: bool = False) -> str:
+    "The schema of a label map that does not name it: what is stated, else what names imply where its ids agree, else what the ids allow."
+    if implied and stated:
+        return implied
+    return settle_schema(implied, found, path) if implied else infer_schema(found, path)
 
 
 def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
@@ -261,11 +261,12 @@ def check_label(
     path: PathLike,  # label map, 3-D
     schema: str | None = None,  # its schema, as for `read_label`
     implied: str | None = None,  # schema that the layout implies
+    stated: bool = False,  # whether user or dataset.json state `implied`, so that its ids are not doubted
 ) -> tuple[Geometry, str]:  # its grid, its schema
-    "What `read_label` would refuse by header or schema; voxels are read only where nothing else tells the schema."
+    "What `read_label` would refuse by header or schema; voxels are read only where neither user nor file states the schema."
     path = Path(path)
     header, grid = _read_label_header(path)
-    name = schema or stored_schema(header) or implied or infer_schema(_read_ids(path, grid.shape)[1], path)
+    name = schema or _stored_name(header, path) or stated and implied or _implied_name(_read_ids(path, grid.shape)[1], path, implied)
     get_schema(name)
     return grid, name
 

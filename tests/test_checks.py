@@ -22,7 +22,7 @@ from neuroseg3d.unet import UNet, UNetConfig
 from neuroseg3d.windows import Windows
 
 AFFINE = np.diag([6.0, 6, 6, 1])
-AMBIGUOUS = r'C_seg.nii.gz: ambiguous label schema: ids 0, 1, 2, 3 fit msd and brats2023; name the schema'
+AMBIGUOUS = r'C_seg.nii.gz: ambiguous label schema: ids 0, 1, 2, 3 fit msd, brats2023, brats-peds and brats2013; name the schema'
 
 
 @pytest.fixture
