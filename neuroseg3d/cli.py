@@ -418,7 +418,7 @@ def _add_data_commands(commands) -> None:
                    'neuroseg3d eda --data data/Task01_BrainTumour --output_dir runs/eda')
     eda.add_argument('--data', required=True, help='cohort in any supported layout')
     eda.add_argument('--output_dir', required=True)
-    eda.add_argument('--schema', help='label schema of its cases (default: what files or layout say)')
+    eda.add_argument('--schema', help='label schema of its cases: a name, or ids such as edema=2,non_enhancing=1+3,enhancing=4 (default: what files or layout say)')
 
 
 def _add_model_commands(commands) -> None:

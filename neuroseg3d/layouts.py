@@ -229,6 +229,8 @@ def find_cases(
     allow_missing: bool = False,  # accept cases with any non-empty subset of the sequences
 ) -> list[Study]:  # sorted by id
     "Every case below a folder; an empty or ambiguous folder is an error."
+    if schema is not None:
+        get_schema(schema)
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f'{root}: no such folder')

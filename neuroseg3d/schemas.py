@@ -243,6 +243,9 @@ def _refuse_four(found: set[int], shown: str, collection: Collection | None, pat
                      f'4 is {meant}; {NAME_IT}')
 
 
+_LABEL_NAME = re.compile(r'(^|[-_.])(seg|segm|segmentation|label)s?[-_.]', re.IGNORECASE)
+
+
 def _listed(names: list[str]) -> str:
     return ' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))
 
@@ -256,7 +259,7 @@ def infer_schema(
     if found == [0]:
         return 'msd'  # nothing is labelled: every schema reads it alike
     collection = find_collection(path)
-    if collection is not None and re.search(r'(^|[-_.])(seg|segm|segmentation|label)s?[-_.]|labelsT[rs]/[^/]*$', Path(path).as_posix(), re.IGNORECASE):
+    if collection is not None and (_LABEL_NAME.search(Path(path).name) or Path(path).parent.name.startswith('labelsT')):
         return settle_schema(collection.schema or '', values, path)
     fitting = [s.name for s in SCHEMAS.values() if set(found) <= set(s.values)]
     shown = ', '.join(map(str, found))
