@@ -9,11 +9,9 @@ import base64
 import gzip
 import json
 import math
-import os
 import platform
 import re
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -27,10 +25,11 @@ from scipy import ndimage
 
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
-from .core import REGION_NAMES, REGIONS, Case, labels_to_regions
+from .core import REGIONS, REGION_NAMES, Case, labels_to_regions
 from .evaluate import find_split
 from .diameters import Diameters, draw_diameters, lesion_diameters, sum_of_products_mm2
 from .figures import show_confusion, show_lesions
+from .files import write_text
 from .infer import rules_of
 from .metrics import normalise_confusion, voxel_confusion
 from .uncertainty import qu_brats, show_uncertainty
@@ -512,11 +511,4 @@ def write_page(
     path: str | Path,  # the HTML file; its folder is made
 ) -> Path:  # `path`
     "A page that appears whole or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.report-') as folder:
-        page = Path(folder) / 'page.html'
-        page.write_text(html, encoding='utf-8')
-        os.chmod(page, 0o644)
-        os.replace(page, path)
-    return path
+    return write_text(path, html)

@@ -5,7 +5,6 @@
 # %% ../nbs/09a_checkpoint.ipynb #707903e7
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zipfile
@@ -22,15 +21,16 @@ from safetensors.torch import save as to_safetensors
 from . import __version__
 from .config import build
 from .core import MODALITIES, REGIONS, InputError
+from .files import as_path, filled, write_bytes, write_json
 from .schemas import get_schema
 from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'sync_folder', 'load_checkpoint', 'describe',
-           'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'write_ensemble',
-           'read_ensemble', 'find_model', 'load_model']
+__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'load_checkpoint', 'describe', 'description',
+           'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'write_ensemble', 'read_ensemble',
+           'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -38,44 +38,9 @@ def save_checkpoint(
     path: str | Path,  # of the file; folders are made
 ) -> Path:  # `path`
     "Write a checkpoint: the whole file appears, or none."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        problem = _disk_error(error)
-        if problem is None:
-            raise
-        raise InputError(f'{path}: could not be written: {problem.strerror or problem}; '
-                         'what was there before is as it was') from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return path
-
-
-def _disk_error(error: BaseException | None) -> OSError | None:
-    "What the disk said, which PyTorch's zip writer covers with a complaint of its own; None where it said nothing."
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
-
-
-def sync_folder(
-    folder: Path,  # whose entries have changed
-) -> None:
-    "Flush the names in a folder to the disk, where the system can: a renamed file is safe only then."
-    with contextlib.suppress(OSError):
-        entry = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+    with filled(path) as temporary, open(temporary, 'wb') as file:
+        torch.save(dict(content), file)
+    return as_path(path)
 
 
 def load_checkpoint(
@@ -196,25 +161,8 @@ def export_model(
     facts = model_facts({**about, 'step': content.get('global_step')})
     weights = {k: v.contiguous() for k, v in averaged_weights(content, about).items()}
     _network(weights, about, source)  # they fit, or nothing is written
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path.with_suffix('.json'), json.dumps(facts, indent=1).encode())
-    _write_whole(path, to_safetensors(weights, {KEY: json.dumps(facts)}))
-    return path
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    "A file that appears whole or not at all."
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f'{path}: could not be written: {error.strerror or error}') from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(path.with_suffix('.json'), facts)
+    return write_bytes(path, to_safetensors(weights, {KEY: json.dumps(facts)}))
 
 
 def read_export(
@@ -250,8 +198,7 @@ def write_ensemble(
     path = Path(path)
     names = [Path(os.path.relpath(m, path.parent)).as_posix() for m in members]
     content = {'format': FORMAT, 'members': names, 'postprocess': dict(postprocess) if postprocess else None}
-    _write_whole(path, json.dumps(content, indent=1).encode())
-    return path
+    return write_json(path, content)
 
 
 def read_ensemble(

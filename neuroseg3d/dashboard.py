@@ -31,6 +31,7 @@ from .cases import read_case
 from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
+from .files import filled
 from .infer import Prediction, predict_case, read_probabilities, trained_on
 from .layouts import find_cases
 from .metrics import overlap, score_case
@@ -702,8 +703,8 @@ class Dashboard:
         "Write the view as it is shown as a PNG."
         x, y, z = self.index
         path = self.output_dir / f'{self.scene.case.id}_{self.look.modality}_{x}_{y}_{z}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compose(self.scene, self.index, self.look).save(path)
+        with filled(path) as temporary:
+            compose(self.scene, self.index, self.look).save(temporary)
         return path
 
     def save_report(self) -> Path:

@@ -39,6 +39,7 @@ from .augment import Augment, augmentation, monai_to_model_space
 from .cases import read_case
 from .core import InputError, Label
 from .download import download
+from .files import filled
 from .layouts import Study, find_cases
 from .nifti import read_header
 from .split import Split, load_split, make_split, save_split, study_files
@@ -312,16 +313,9 @@ def store_case(
     path: Path,  # a safetensors file; it appears whole or not at all
 ) -> None:
     "Write a case to the cache."
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {'image': case.image, 'label': case.label, **{f'voxels_{k}': v for k, v in case.voxels.items()}}
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.tmp')
-    try:
-        save_file(tensors, scratch, {'case': json.dumps({'id': case.id, 'record': case.record.to_dict()})})
-        with open(scratch, 'r+b') as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with filled(path) as temporary:
+        save_file(tensors, temporary, {'case': json.dumps({'id': case.id, 'record': case.record.to_dict()})})
 
 
 class DiskCases(Dataset):

@@ -5,7 +5,6 @@
 # %% ../nbs/04_eda.ipynb #d8118c1f
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -22,6 +21,7 @@ from scipy import ndimage
 
 from .cases import read_case
 from .core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
+from .files import write_bytes, write_json, write_table, write_text
 from .layouts import Study, find_cases
 from .viz import PALETTE, Picture, chart, make_view, page_head, page_tail, to_ras
 
@@ -405,20 +405,15 @@ def write_eda(
     "Describe a cohort and write down what was found."
     found = fingerprint(find_cases(folder, split='all', schema=schema), report)
     out = Path(output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'fingerprint.json').write_text(json.dumps(found, indent=1), encoding='utf-8')
+    write_json(out / 'fingerprint.json', found)
     rows = [_flat(r) for r in found['cases']]
-    with open(out / 'cases.csv', 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ['case'])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out / 'cases.csv', rows)
     figures = {'intensities': show_intensities(found), 'volumes': show_volumes(found)} if rows else {}
     if found['summary']['labelled']:
         figures['contrast'] = show_contrast(found)
     for name, figure in figures.items():
-        (out / f'{name}.png').write_bytes(figure.png(dpi=160))
-    (out / 'index.html').write_text(_page(Path(folder).resolve().name, found, list(figures)), encoding='utf-8')
-    return out / 'index.html'
+        write_bytes(out / f'{name}.png', figure.png(dpi=160))
+    return write_text(out / 'index.html', _page(Path(folder).resolve().name, found, list(figures)))
 
 
 def _page(name: str, found: dict, figures: list[str]) -> str:

@@ -5,9 +5,7 @@
 # %% ../nbs/11a_evaluate.ipynb #409741ba
 from __future__ import annotations
 
-import csv
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy as np
 
 from .cases import check_case, read_case
 from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
+from .files import write_json, write_table
 from .schemas import get_schema
 from .layouts import Study, file_role, find_cases, find_study
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
@@ -319,23 +318,10 @@ def write_metrics(
     counts: Mapping[str, Mapping[str, np.ndarray]] | None = None,  # case -> 'tumour', 'brain' -> confusion as counts (4, 4)
 ) -> None:
     "Write metrics.csv (a row a case and region), confusion.csv and summary.json."
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _write_table(list(rows), output_dir / 'metrics.csv')
+    write_table(output_dir / 'metrics.csv', rows)
     if counts:
-        _write_table(confusion_rows(counts), output_dir / 'confusion.csv')
-    temporary = output_dir / '.summary.json.tmp'
-    temporary.write_text(json.dumps(summary, indent=1), encoding='utf-8')
-    os.replace(temporary, output_dir / 'summary.json')
-
-
-def _write_table(rows: Sequence[Mapping], path: Path) -> None:
-    "A CSV file that appears whole or not at all."
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with open(temporary, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ['case'])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+        write_table(output_dir / 'confusion.csv', confusion_rows(counts))
+    write_json(output_dir / 'summary.json', summary)
 
 
 def confusion_rows(

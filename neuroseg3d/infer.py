@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from .cases import read_case
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
 from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
+from .files import write_json
 from .layouts import Study, find_cases, find_study
 from .losses import get_targets, to_regions
 from .nifti import label_header, read_label, save_atomically, store_facts, stored_facts, write_label
@@ -401,9 +401,7 @@ class _Manifest:
 
     def write(self) -> None:
         "Write what this process knows."
-        temporary = self.path.with_name(f'.{self.path.name}.{os.getpid()}.tmp')
-        temporary.write_text(json.dumps({'cases': self.cases}, indent=1), encoding='utf-8')
-        os.replace(temporary, self.own)
+        write_json(self.own, {'cases': self.cases})
 
 
 def note_prediction(

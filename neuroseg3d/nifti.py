@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ import psutil
 from isal import igzip, isal_zlib
 
 from .core import Case, Geometry, InputError
+from .files import write_bytes
 from .schemas import from_canonical, get_schema, infer_schema, settle_schema, to_canonical
 
 PathLike = str | Path
@@ -320,15 +319,5 @@ def save_atomically(
     path: Path,  # .nii or .nii.gz
 ) -> Path:  # `path`
     "Write beside the target and rename: a reader sees the whole file or none."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = '.nii.gz' if path.name.lower().endswith('.gz') else '.nii'
-    handle, name = tempfile.mkstemp(prefix=f'.{stem(path)}-', suffix=suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        content = image.to_bytes()
-        Path(name).write_bytes(igzip.compress(content, 2, mtime=0) if suffix == '.nii.gz' else content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
+    content = image.to_bytes()
+    return write_bytes(path, igzip.compress(content, 2, mtime=0) if path.name.lower().endswith('.gz') else content)

@@ -9,7 +9,6 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from skimage.graph import MCP_Geometric
 from tqdm import tqdm
 
 from .core import MODALITIES, Case, Geometry, InputError, Label
+from .files import filled, make_folder, sweep, write_json
 
 # %% auto #0
 __all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'FOSSA', 'TEXTURE', 'NOISE',
@@ -1032,15 +1032,14 @@ def _paths(folder: Path, part: str, name: str) -> tuple[Path, Path]:
     return folder / f'images{part}' / f'{name}.nii.gz', folder / f'labels{part}' / f'{name}.nii.gz'
 
 
-def _save(values: np.ndarray, geometry: Geometry, path: Path, scratch: Path) -> None:
-    "Write a NIfTI file and rename it into place."
+def _save(values: np.ndarray, geometry: Geometry, path: Path) -> None:
+    "Write a NIfTI file, the whole or none."
     image = nib.Nifti1Image(values, geometry.affine)
     image.header.set_xyzt_units('mm')
     image.set_qform(geometry.affine, code=1)
     image.set_sform(geometry.affine, code=1)
-    partial_file = scratch / f'{os.getpid()}-{path.parent.name}-{path.name}'
-    nib.save(image, partial_file)
-    os.replace(partial_file, path)
+    with filled(path) as temporary:
+        nib.save(image, temporary)
 
 
 def write_case(
@@ -1054,8 +1053,8 @@ def write_case(
     part, name = job
     case = make_phantom(case_seed(seed, name), spacing_mm, shape)
     image, label = _paths(folder, part, name)
-    _save(case.label, case.geometry, label, folder / '.partial')
-    _save(np.moveaxis(case.image, 0, -1).astype(np.int16), case.geometry, image, folder / '.partial')
+    _save(case.label, case.geometry, label)
+    _save(np.moveaxis(case.image, 0, -1).astype(np.int16), case.geometry, image)
     return name
 
 # %% ../nbs/02_phantom.ipynb #1e477312
@@ -1080,23 +1079,16 @@ def describe_cohort(
     }
 
 
-def _write_json(path: Path, content: dict) -> None:
-    partial_file = path.with_name(f'.{path.name}.{os.getpid()}')
-    partial_file.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    os.replace(partial_file, path)
-
-
 def _open_cohort(folder: Path, recipe: dict) -> dict:
     "Make or enter the folder of a cohort; one that holds anything else is refused. Gives its dataset.json."
     described = folder / 'dataset.json'
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder}: is a file, expected a folder for the cohort')
     if not described.exists():
-        if folder.exists() and any(p.name != '.partial' for p in folder.iterdir()):
+        if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
             raise InputError(f'{folder}: holds other files and no dataset.json; expected a new or empty folder')
         found = describe_cohort(recipe, _names(0, 0))
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(described, found)
+        write_json(described, found, indent=2)
         return found
     try:
         found = json.loads(described.read_text(encoding='utf-8'))
@@ -1160,12 +1152,11 @@ def write_cohort(
     folder = Path(folder).absolute()
     found = _open_cohort(folder, recipe)
     names = _names(max(n, found['numTraining']), max(n_test, found['numTest']))
-    for part in ('.partial', *(f'{kind}{p}' for p, some in names.items() if some for kind in ('images', 'labels'))):
-        (folder / part).mkdir(exist_ok=True)
+    for part in (f'{kind}{p}' for p, some in names.items() if some for kind in ('images', 'labels')):
+        sweep(make_folder(folder / part))
     jobs = [(part, name) for part, some in names.items() for name in some if not _paths(folder, part, name)[0].exists()]
     from neuroseg3d.phantom import write_case as make  # by its module's name, which a worker process can import
     _run(partial(make, folder=folder, seed=seed, spacing_mm=spacing, shape=geometry.shape), jobs,
          workers or usable_cores(), progress)
-    _write_json(folder / 'dataset.json', describe_cohort(recipe, names))
-    shutil.rmtree(folder / '.partial', ignore_errors=True)
+    write_json(folder / 'dataset.json', describe_cohort(recipe, names), indent=2)
     return folder

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -19,8 +18,9 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 
-from .checkpoint import description, load_checkpoint, save_checkpoint, sync_folder
+from .checkpoint import description, load_checkpoint, save_checkpoint
 from .core import InputError
+from .files import second_name, sweep, sync_folder
 from .processes import is_first_process
 
 # %% auto #0
@@ -49,7 +49,7 @@ class CheckpointFolder:
     def commit(self) -> None:
         "next.ckpt becomes last.ckpt, and that previous.ckpt."
         if self.last.is_file():
-            _second_name(self.last, self.previous)
+            second_name(self.last, self.previous)
         os.replace(self.next, self.last)
         sync_folder(self.path)
 
@@ -60,9 +60,9 @@ class CheckpointFolder:
     ) -> None:
         "Name the best, then remove those that no longer are."
         if at in steps and self.last.is_file():
-            _second_name(self.last, self.of_step(at))
+            second_name(self.last, self.of_step(at))
         if steps and self.of_step(steps[0]).is_file():
-            _second_name(self.of_step(steps[0]), self.best)
+            second_name(self.of_step(steps[0]), self.best)
         for path in set(self.path.glob('step=*.ckpt')) - {self.of_step(s) for s in steps}:
             path.unlink(missing_ok=True)
 
@@ -72,8 +72,8 @@ class CheckpointFolder:
         at: int,  # the step that last.ckpt holds
     ) -> None:
         "Remove what a process that was killed has left half-written, and finish what it had begun."
-        for path in [self.next, *self.path.glob('.*.tmp')]:
-            path.unlink(missing_ok=True)
+        self.next.unlink(missing_ok=True)
+        sweep(self.path)
         self.keep(steps, at)
 
     def candidates(self) -> list[Path]:
@@ -81,17 +81,6 @@ class CheckpointFolder:
         kept = sorted(self.path.glob('step=*.ckpt'), reverse=True)
         return [p for p in (self.last, self.previous, *kept) if p.is_file()]
 
-
-def _second_name(source: Path, target: Path) -> None:
-    "A second name for a file, replacing what the name stood for (a copy where the disk has no links)."
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copy2(source, temporary)
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # a rename does nothing where both are names of one file already
 
 # %% ../nbs/09e_resume.ipynb #2c83815a
 class StopSignals:
@@ -254,8 +243,7 @@ class Start:
         for path in self.damaged:
             os.replace(path, folder.damaged)
         if self.path.resolve() != folder.last.resolve():
-            folder.path.mkdir(parents=True, exist_ok=True)
-            _second_name(self.path, folder.next)
+            second_name(self.path, folder.next)
             folder.commit()
 
     def complete(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .core import InputError
+from .files import write_json
 from .layouts import Study
 
 # %% auto #0
@@ -130,12 +130,7 @@ def save_split(
     path: str | Path,  # a JSON file
 ) -> Path:  # `path`
     "Write a split, all of it or nothing."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    scratch.write_text(json.dumps({'format': 1, **asdict(split)}, indent=1), encoding='utf-8')
-    os.replace(scratch, path)
-    return path
+    return write_json(path, {'format': 1, **asdict(split)})
 
 # %% ../nbs/04a_split.ipynb #93050b7c
 def load_split(

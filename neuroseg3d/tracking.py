@@ -33,6 +33,7 @@ from pytorch_lightning.utilities import rank_zero_only
 import neuroseg3d
 from .checkpoint import export_model
 from .core import Geometry
+from .files import write_table
 from .processes import gather, start_attached
 
 # %% auto #0
@@ -91,13 +92,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def save(self) -> None:
         columns = sorted({k for row in self.rows for k in row} - {'step'})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name('.metrics.csv.tmp')
-        with open(temporary, 'w', newline='', encoding='utf-8') as file:
-            writer = csv.DictWriter(file, ['step', *columns])
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        write_table(self.path, self.rows, ['step', *columns])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

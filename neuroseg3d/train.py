@@ -33,6 +33,7 @@ from .checkpoint import KEY, describe, description
 from .config import build, set_dotted, to_dict
 from .core import REGIONS, InputError, regions_to_labels
 from .data import Data, MachinePlan, SegmentationData
+from .files import write_text
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
 from .processes import device_layout, gather, is_first_process, launched, meeting_place
@@ -787,8 +788,5 @@ def best_checkpoint(
 
 def _write_settings(config: Config, data: SegmentationData, output_dir: Path) -> None:
     "Keep the settings and the split beside the run."
-    output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = output_dir / '.config.yaml.tmp'
-    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding='utf-8')
-    os.replace(temporary, output_dir / 'config.yaml')
+    write_text(output_dir / 'config.yaml', yaml.safe_dump(to_dict(config), sort_keys=False))
     save_split(data.split, output_dir / 'split.json')

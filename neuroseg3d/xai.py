@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +33,8 @@ from torch.nn import functional as F
 from . import __version__
 from .cases import read_case
 from .checkpoint import Model
-from .core import LABEL_NAMES, MODALITIES, REGION_NAMES, REGIONS, Case, InputError, Label, regions_to_labels
+from .core import LABEL_NAMES, MODALITIES, REGIONS, REGION_NAMES, Case, InputError, Label, regions_to_labels
+from .files import write_bytes, write_json
 from .infer import choose_device, masks_by_rules, rules_of
 from .layouts import Study, find_study
 from .losses import get_targets, to_regions
@@ -894,10 +894,10 @@ def _write_all(folder: Path, case: Case, question: Question, maps: dict[str, Att
     try:
         for name, a in maps.items():
             made.append(write_map(folder / f'{start}_{name}.nii.gz', a, case))
-            made.append(_write_bytes(folder / f'{start}_{name}.png', _with_words(show_attribution(case, a).png(), [verdict(a), a.limits])))
+            made.append(write_bytes(folder / f'{start}_{name}.png', _with_words(show_attribution(case, a).png(), [verdict(a), a.limits])))
             if a.shapley:
-                made.append(_write_bytes(folder / f'{start}_sequences.png', show_shapley(a.shapley, 'white').png()))
-        return _write_bytes(folder / f'{start}.json', json.dumps(about, indent=1).encode())
+                made.append(write_bytes(folder / f'{start}_sequences.png', show_shapley(a.shapley, 'white').png()))
+        return write_json(folder / f'{start}.json', about)
     except BaseException:
         for path in made:
             path.unlink(missing_ok=True)
@@ -916,13 +916,3 @@ def _with_words(png: bytes, paragraphs: Sequence[str]) -> bytes:
     page.save(buffer, 'PNG')
     return buffer.getvalue()
 
-
-def _write_bytes(path: Path, content: bytes) -> Path:
-    "A file that appears whole or not at all."
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
