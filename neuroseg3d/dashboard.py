@@ -32,6 +32,7 @@ from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
 from .files import filled
+from .grids import on_grid
 from .infer import Prediction, predict_case, read_probabilities, trained_on
 from .layouts import find_cases
 from .metrics import overlap, score_case
@@ -438,8 +439,7 @@ class Cohort:
             return Scene(case)
         file = self.predictions[name]
         label, grid, _ = read_label(file.path, self.pred_schema, file.schema)
-        if not grid.same_grid(case.geometry, tolerance_mm=0.01):
-            raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {case.geometry.shape}')
+        label = on_grid(label, grid, case.geometry, str(file.path), f'the scan of {name}')
         return Scene(case, label, self._stored_entropy(name, case), self.remark(name) if case.label is not None else '')
 
     def result(self, name: str) -> tuple[CaseResult, ModelCard | None]:

@@ -17,10 +17,11 @@ import numpy as np
 from .cases import check_case, read_case
 from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
 from .files import write_json, write_table
-from .schemas import get_schema
+from .grids import fit_grid, on_grid
 from .layouts import Study, file_role, find_cases, find_study
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from .nifti import check_label, read_label, stem
+from .schemas import get_schema
 from .split import Split, file_digest, load_split
 
 if TYPE_CHECKING:
@@ -216,22 +217,15 @@ def evaluate_pair(
     empty: str = 'brats',  # policy for empty masks, as in `score_case`
 ) -> list[dict]:  # a row a region and label
     "Scores of one case."
-    ours, truth, spacing_mm = _read_pair(prediction, reference, pred_schema, ref_schema)
-    return score_case(ours, truth, spacing_mm, case=case, empty=empty)
+    ours, truth, grid = _read_pair(prediction, reference, pred_schema, ref_schema)
+    return score_case(ours, truth, grid.spacing_mm, case=case, empty=empty)
 
 
 def _read_pair(prediction: LabelFile, reference: LabelFile, pred_schema: str | None, ref_schema: str | None) -> tuple:
-    "Both label maps with canonical ids, and the edges of their voxels in mm."
+    "Both label maps with canonical ids on the grid of the reference, and that grid."
     ours, grid, _ = read_label(prediction.path, pred_schema, prediction.schema)
     truth, other, _ = read_label(reference.path, ref_schema, reference.schema)
-    _check_grids(prediction, grid, reference, other)
-    return ours, truth, grid.spacing_mm
-
-
-def _check_grids(prediction: LabelFile, grid: Geometry, reference: LabelFile, other: Geometry) -> None:
-    if not grid.same_grid(other, tolerance_mm=0.01):
-        found = f'shape {grid.shape}' if grid.shape != other.shape else f'a grid {grid.distance_mm(other):.3g} mm away'
-        raise InputError(f'{prediction.path}: found {found}; expected the grid of {reference.path}, shape {other.shape}')
+    return on_grid(ours, grid, other, str(prediction.path), str(reference.path)), truth, other
 
 
 def check_pairs(
@@ -243,7 +237,7 @@ def check_pairs(
     "Refuse what cannot be scored before the first case is: files, grids, label schemas."
     for _, ours, truth in pairs:
         grids = (check_label(ours.path, pred_schema, ours.schema)[0], check_label(truth.path, ref_schema, truth.schema)[0])
-        _check_grids(ours, grids[0], truth, grids[1])
+        fit_grid(*grids, str(ours.path), str(truth.path))
         if over_brain:
             check_case(_study_of(truth), ref_schema)
 
@@ -278,9 +272,9 @@ def evaluate(
     rows: list[dict] = []
     counts: dict[str, dict[str, np.ndarray]] = {}
     for number, (case, ours, truth) in enumerate(pairs, 1):
-        both = _read_pair(ours, truth, pred_schema, ref_schema)
-        rows += score_case(*both, case=case, empty=empty)
-        counts[case] = _counts(*both[:2], truth if over_brain else None)
+        pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
+        rows += score_case(pred_ids, ref_ids, grid.spacing_mm, case=case, empty=empty)
+        counts[case] = _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
         if report:
             report(f'[{number}/{len(pairs)}] {case}')
     summary = {**summarise(rows), 'empty_masks': empty, **_left_out(predictions, references, pairs), **known,
@@ -297,11 +291,13 @@ def _left_out(predictions: Mapping, references: Mapping, pairs: Sequence) -> dic
     return {name: sorted(case for case, file in files.items() if id(file) not in scored) for name, files in found.items()}
 
 
-def _counts(ours: np.ndarray, truth: np.ndarray, file: LabelFile | None) -> dict[str, np.ndarray]:
+def _counts(ours: np.ndarray, truth: np.ndarray, grid: Geometry, file: LabelFile | None) -> dict[str, np.ndarray]:
     "Confusion of a case as counts: over the union of both tumours and, for a reference whose images are known, over the brain."
     found = {'tumour': voxel_confusion(ours, truth, None, None)}
     if file is not None:
-        found['brain'] = voxel_confusion(ours, truth, read_case(_study_of(file), with_label=False).brain, None)
+        case = read_case(_study_of(file), with_label=False)
+        brain = on_grid(case.brain, case.geometry, grid, case.sources[case.modalities[0]], str(file.path))
+        found['brain'] = voxel_confusion(ours, truth, brain, None)
     return found
 
 

@@ -21,9 +21,10 @@ from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _conf
                                  _section, quality_flags, write_case, write_page)
 from .cases import check_case, read_case
 from .checkpoint import Model
-from .core import REGIONS, Geometry, InputError, labels_to_regions
+from .core import REGIONS, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
+from .grids import fit_grid, on_grid
 from .infer import read_probabilities, trained_on
 from .layouts import Study, find_cases
 from .metrics import overlap, score_case, summarise, voxel_confusion
@@ -290,19 +291,14 @@ def check_results(
     "Refuse what `read_results` could not read, before work on the first case: files, grids, label schemas."
     for study, file in _paired(pred, data):
         grid = check_case(study, ref_schema, allow_missing=True)
-        _check_grid(file, check_label(file.path, pred_schema, file.schema)[0], grid)
-
-
-def _check_grid(file: LabelFile, grid: Geometry, of_case: Geometry) -> None:
-    if not grid.same_grid(of_case, tolerance_mm=0.01):
-        raise InputError(f'{file.path}: found shape {grid.shape}, expected the grid of its case, {of_case.shape}')
+        fit_grid(check_label(file.path, pred_schema, file.schema)[0], grid, str(file.path), f'the scan of {study.id}')
 
 
 def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
     "A label map with its case and, where there is a reference, its scores."
     case = read_case(study, schema=ref_schema, allow_missing=True)
     prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
-    _check_grid(file, grid, case.geometry)
+    prediction = on_grid(prediction, grid, case.geometry, str(file.path), f'the scan of {study.id}')
     rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=study.id) if case.label is not None else []
     return CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
 

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from .core import Case, Geometry, InputError, labels_to_regions, nonzero, regions_to_labels
+from .grids import turned_grid
 
 # %% auto #0
 __all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'plan_record', 'one_thread', 'ModelCase',
@@ -84,13 +85,6 @@ def _turn_to_ras(grid: Geometry) -> Operation:
     axes = [int(np.flatnonzero(ornt[:, 0] == world)[0]) for world in range(3)]
     return {'step': 'turn', 'axes': axes, 'flipped': [bool(ornt[a, 1] < 0) for a in axes]}
 
-
-def _turned_grid(grid: Geometry, op: Operation) -> Geometry:
-    shape, move = tuple(grid.shape[a] for a in op['axes']), np.zeros((4, 4))
-    move[3, 3] = 1
-    for i, (axis, flipped) in enumerate(zip(op['axes'], op['flipped'])):
-        move[axis, i], move[axis, 3] = (-1, shape[i] - 1) if flipped else (1, 0)
-    return Geometry(shape, grid.affine @ move)
 
 # %% ../nbs/05_transforms.ipynb #82d2622a
 def _normalising(shape: Sequence[int]) -> torch.Tensor:
@@ -204,8 +198,8 @@ def plan_record(
     shift[:3, 3] = start
     cut = Geometry(tuple(b - a for a, b in zip(start, stop)), native.affine @ shift)
     turn = _turn_to_ras(cut)
-    grid, steps = _turned_grid(cut, turn), [{'step': 'crop', 'start': list(start), 'stop': list(stop),
-                                             'shape': [int(n) for n in native.shape]}, turn]
+    grid = turned_grid(cut, turn['axes'], np.flatnonzero(turn['flipped']))
+    steps = [{'step': 'crop', 'start': list(start), 'stop': list(stop), 'shape': [int(n) for n in native.shape]}, turn]
     if not np.allclose(grid.spacing_mm, space.spacing_mm, atol=SAME_MM):
         target = _spaced(grid, space.spacing_mm)
         steps.append({'step': 'resample', 'source': _as_values(grid), 'target': _as_values(target)})

@@ -79,7 +79,7 @@ def test_report(cohort, monkeypatch, capsys, fault):
     line = said(capsys, 'report', '--pred', pred, '--data', cohort, '--output_dir', cohort.parent / 'out', *options)
     where = {'schema': AMBIGUOUS, 'label': 'C_seg.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)',
              'sequence': 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)'}.get(
-        fault, 'C.nii.gz: found shape (25, 31, 23), expected the grid of its case, (26, 31, 23)')
+        fault, 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in the scan of C')
     assert where in line and not (cohort.parent / 'out').exists()
 
 
@@ -97,7 +97,7 @@ def test_evaluate(cohort, monkeypatch, capsys, fault):
     forbid(monkeypatch, evaluate, 'score_case', 'read_label')
     line = said(capsys, 'evaluate', '--pred', pred, '--ref', cohort, '--output_dir', cohort.parent / 'out', *options)
     where = {'schema': AMBIGUOUS, 'images': 'C_t1.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)'}
-    assert where.get(fault, 'C.nii.gz: found shape (25, 31, 23); expected the grid of') in line and not (cohort.parent / 'out').exists()
+    assert where.get(fault, 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in') in line and not (cohort.parent / 'out').exists()
 
 
 def test_explain(cohort, monkeypatch, capsys):
