@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from .core import MODALITIES, Case, Geometry, InputError
+from .grids import fit_grid, on_grid, same_place, turn, turn_between
 from .layouts import Study, check_complete, find_study
 from .nifti import PathLike, check_label, check_memory, grid_shape, header_geometry, read_header, read_label, read_volumes
 
@@ -22,14 +23,10 @@ __all__ = ['read_case', 'check_case']
 
 # %% ../nbs/01b_cases.ipynb #0dba8d6a
 def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
-    "The one grid of all files, or an error that says by how much they differ."
+    "The grid of the first file, on which all others lie or can be turned to; or an error that says by how much they differ."
     (first, grid), *others = grids.items()
     for path, other in others:
-        if other.shape != grid.shape:
-            raise InputError(f'{path}: found shape {other.shape}, expected {grid.shape} as in {first.name}')
-        if not other.same_grid(grid, tolerance_mm=0.01):
-            raise InputError(f'{path}: its affine puts voxels up to {grid.distance_mm(other):.3g} mm away from those of '
-                             f'{first.name}; expected one grid (register and resample the sequences first)')
+        fit_grid(other, grid, str(path), first.name)
     return grid
 
 # %% ../nbs/01b_cases.ipynb #5ebcb4e6
@@ -44,17 +41,17 @@ def _check_channel(volume: np.ndarray, name: str, path: Path, allow_missing: boo
 
 
 def _read_images(
-    study: Study, headers: dict[Path, nib.Nifti1Header], shape: tuple[int, int, int], allow_missing: bool,
+    study: Study, headers: dict[Path, nib.Nifti1Header], grid: Geometry, allow_missing: bool,
 ) -> np.ndarray:
     "All sequences of a study as float32 (4, X, Y, Z) in the library's order; zeros for one that is not there."
-    out = np.zeros((len(MODALITIES), *shape[::-1]), dtype=np.float32).transpose(0, 3, 2, 1)  # in memory as in the files
+    out = np.zeros((len(MODALITIES), *grid.shape[::-1]), dtype=np.float32).transpose(0, 3, 2, 1)  # in memory as in the files
 
     def read(path: Path) -> None:
         modalities = [m for m, own in study.images.items() if own == path]
-        places = [out[MODALITIES.index(m)] for m in modalities]
-        for modality, place, volume in zip(modalities, places, read_volumes(path, places=places), strict=True):
+        places, turned = [out[MODALITIES.index(m)] for m in modalities], _turn_of(path, headers[path], grid)
+        for modality, place, volume in zip(modalities, places, read_volumes(path, places=() if turned else places), strict=True):
             if not np.may_share_memory(place, volume):
-                place[...] = volume
+                place[...] = turn(volume, *turned) if turned else volume
             checks.append(pool.submit(_check_channel, place, modality, path, allow_missing))  # while the next is inflated
 
     checks: list[Future] = []
@@ -64,6 +61,12 @@ def _read_images(
         for done in checks:
             done.result()
     return out
+
+
+def _turn_of(path: Path, header: nib.Nifti1Header, grid: Geometry) -> tuple | None:
+    "How the voxels of a file come onto the grid of its case, where they are in another order."
+    own = header_geometry(header, tuple(header.get_data_shape()[:3]))
+    return None if same_place(own, grid) else turn_between(own, grid)
 
 # %% ../nbs/01b_cases.ipynb #4cfe8310
 def read_case(
@@ -79,8 +82,8 @@ def read_case(
     annotation, known = None, schema or study.schema
     if with_label and study.label is not None:
         annotation, grid, known = read_label(study.label, schema, study.schema, study.stated)
-        _check_grids({next(iter(headers)): geometry, study.label: grid})
-    image = _read_images(study, headers, geometry.shape, allow_missing)
+        annotation = on_grid(annotation, grid, geometry, str(study.label), next(iter(headers)).name)
+    image = _read_images(study, headers, geometry, allow_missing)
     if allow_missing and not image.any():  # else no sequence can be
         raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
