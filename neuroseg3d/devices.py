@@ -51,9 +51,9 @@ def stream(
     report: Callable[[str], None] = print,  # gets each line
 ) -> None:
     "Run a command of neuroseg3d in a process of its own; what goes wrong there is an error here."
-    env = {k: v for k, v in os.environ.items() if k not in _LAUNCHERS} | {'PYTHONUNBUFFERED': '1'}
+    env = {k: v for k, v in os.environ.items() if k not in _LAUNCHERS} | {'PYTHONUNBUFFERED': '1', 'PYTHONIOENCODING': 'utf-8'}
     child = start_attached([[sys.executable, '-m', 'neuroseg3d.cli', *words]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           text=True, env=env)
+                           text=True, encoding='utf-8', errors='replace', env=env)
     last = ''
     with child:
         try:

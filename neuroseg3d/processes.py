@@ -6,25 +6,29 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 from .core import InputError
+from .surroundings import tell
 
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'joined', 'device_layout', 'share',
-           'gather', 'run_while_parent_lives', 'start_attached', 'run_together']
+__all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'patience_s', 'Meeting',
+           'met', 'lost_partner', 'joined', 'device_layout', 'share', 'gather', 'run_while_parent_lives',
+           'start_attached', 'run_together']
 
 # %% ../nbs/00b_processes.ipynb #bed2ae83
 @dataclass(frozen=True)
@@ -48,12 +52,23 @@ def launched(
     "What torchrun or srun say about this process; the only one where neither has started it."
     env = os.environ if environment is None else environment
     if 'RANK' in env and 'WORLD_SIZE' in env:
-        world, local = int(env['WORLD_SIZE']), int(env.get('LOCAL_RANK', 0))
-        return Place(int(env['RANK']), world, local, world // int(env.get('LOCAL_WORLD_SIZE', world)), 'torchrun')
+        world = _number(env, 'WORLD_SIZE', 1)
+        machines = max(1, world // _number(env, 'LOCAL_WORLD_SIZE', 1, world))
+        return Place(_number(env, 'RANK', 0, below=world), world, _number(env, 'LOCAL_RANK', 0, 0), machines, 'torchrun')
     if 'SLURM_STEP_NUM_TASKS' in env and 'SLURM_PROCID' in env:
-        return Place(int(env['SLURM_PROCID']), int(env['SLURM_STEP_NUM_TASKS']), int(env.get('SLURM_LOCALID', 0)),
-                     int(env.get('SLURM_STEP_NUM_NODES', 1)), 'srun')
+        world = _number(env, 'SLURM_STEP_NUM_TASKS', 1)
+        return Place(_number(env, 'SLURM_PROCID', 0, below=world), world, _number(env, 'SLURM_LOCALID', 0, 0),
+                     _number(env, 'SLURM_STEP_NUM_NODES', 1, 1), 'srun')
     return Place()
+
+
+def _number(env: Mapping[str, str], name: str, least: int, default: int | None = None, below: float = math.inf) -> int:
+    "A number that a launcher gives."
+    text = env.get(name, str(default)).strip()
+    if not text.isdecimal() or not least <= int(text) < below:
+        raise InputError(f'{name}: found {text!r} in the environment, expected a number from {least}'
+                         + (f' to {below - 1}' if below < math.inf else ' on'))
+    return int(text)
 
 
 def is_first_process() -> bool:
@@ -86,6 +101,172 @@ def first_machine(
     "The first of a list of machines."
     return re.sub(r'\[([^],-]+)[^]]*\]', r'\1', nodes).split(',')[0]
 
+# %% ../nbs/00b_processes.ipynb #7d5abfc5
+PATIENCE: str = 'NEUROSEG3D_PATIENCE_S'  # the variable
+
+
+def patience_s() -> float:
+    "Seconds without a sign of life after which another process is taken to be gone."
+    text = os.environ.get(PATIENCE, '60')
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f'{PATIENCE}: found {text!r}, expected a number of seconds above 0')
+    return seconds
+
+
+class Meeting:
+    "The processes of a launcher, who tell each other that they live."
+
+    def __init__(
+        self,
+        place: Place,  # this process
+        patience: float,  # seconds of silence
+    ):
+        self.place, self.patience, self.round = place, patience, 0
+        self.address = os.environ.get('MASTER_ADDR', '127.0.0.1'), _port()
+        self.store = self._reach()
+        self.over = threading.Event()
+        self.heart = threading.Thread(target=self._live, args=(self._reach(),), daemon=True, name='sign of life')
+        self.heart.start()
+
+    def _reach(self):
+        "The common list, which process 0 keeps (or torchrun, for its own)."
+        from torch.distributed import TCPStore
+        (host, port), place = self.address, self.place
+        keeps = place.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
+        try:
+            return TCPStore(host, port, place.world_size, keeps, timedelta(seconds=self.patience), wait_for_workers=False, multi_tenant=True)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f'process 0 cannot listen at {host}:{port} ({reason}); MASTER_PORT names another port' if keeps else
+                             f'waited {self.patience:g} s at {host}:{port} for process 0 of {place.world_size}, which never came ({reason}); '
+                             f'{_ADVICE}') from error
+
+    def _key(self, what: str, rank: int) -> str:
+        return f'neuroseg3d/{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}/{what}/{rank}'
+
+    def _live(self, store) -> None:
+        "Give a sign of life every few seconds, until the meeting is over or its list has gone."
+        count, watch = 0, _Watch(self, store)
+        with contextlib.suppress(RuntimeError):
+            while not self.over.is_set():
+                count += 1
+                store.set(self._key('alive', self.place.rank), str(count))
+                late = watch.late(set(range(self.place.world_size)))
+                if late and watch.silent[late[0]] > 2 * self.patience + 5:  # the main thread waits where nothing can reach it
+                    tell(f'neuroseg3d: error: {self._complaint(late)}')
+                    os._exit(1)
+                self.over.wait(min(5.0, self.patience / 8))
+
+    def wait_for_all(self) -> None:
+        "Wait until every process has come to this point; who is gone or silent is an error that names it."
+        self.round += 1
+        watch, missing, pause = _Watch(self, self.store), set(range(self.place.world_size)), 0.001
+        try:
+            self.store.set(self._key(f'round {self.round}', self.place.rank), '')
+            while missing := {n for n in missing if not self.store.check([self._key(f'round {self.round}', n)])}:
+                if late := watch.late(missing):
+                    raise InputError(self._complaint(late))
+                time.sleep(pause)
+                pause = min(0.1, 1.5 * pause)
+        except RuntimeError as error:
+            host, port = self.address
+            raise InputError(f'process 0 of {self.place.world_size}, which kept the list at {host}:{port}, has gone; {_ADVICE}') from error
+
+    def _complaint(self, late: list[int]) -> str:
+        "Who is missing, in words."
+        gone = [n for n in late if self.store.check([self._key('failed', n)])]
+        if gone:
+            said = self.store.get(self._key('failed', gone[0])).decode(errors='replace')
+            return f'process {gone[0]} of {self.place.world_size} has ended: {said}'
+        came = [n for n in late if self.store.check([self._key('alive', n)])]
+        names = f'process{"es" * (len(late) > 1)} {", ".join(map(str, late))} of {self.place.world_size} (counted from 0)'
+        what = 'gave no sign of life' if len(came) == len(late) else 'never came'
+        return f'waited {self.patience:g} s at {":".join(map(str, self.address))}: {names} {what}; {_ADVICE}'
+
+    def close(
+        self,
+        error: BaseException | None = None,  # that ended this process's part
+    ) -> None:
+        "Leave: the others hear of an error, and do not wait for one that is done."
+        self.over.set()
+        with contextlib.suppress(RuntimeError):
+            text = f'{type(error).__name__}: {error}' if error is not None else ''
+            self.store.set(self._key('failed' if error is not None else 'done', self.place.rank), text[:500])
+        self.heart.join(self.patience)  # the interpreter must not end while the thread talks
+
+
+_ADVICE = f'look at the output of that process, and whether all of them were started; {PATIENCE} says how long to wait'
+
+
+def _port() -> int:
+    text = os.environ.get('MASTER_PORT', '29500')
+    if not text.isdecimal() or not 0 < int(text) < 65_536:
+        raise InputError(f'MASTER_PORT: found {text!r}, expected a number from 1 to 65535')
+    return int(text)
+
+
+class _Watch:
+    "How long the others have been silent, by the time that this process was awake."
+
+    def __init__(self, meeting: Meeting, store):
+        self.meeting, self.store, self.heard, self.silent, self.before = meeting, store, {}, {}, time.monotonic()
+
+    def late(self, ranks: set[int]) -> list[int]:
+        "Those who are gone, or silent for longer than patience lasts."
+        now, key = time.monotonic(), self.meeting._key
+        passed, self.before = min(now - self.before, 1 + self.meeting.patience / 8), now  # a laptop that slept is not a dead partner
+        late = []
+        for n in sorted(ranks - {self.meeting.place.rank}):
+            if self.store.check([key('done', n)]):
+                continue
+            said = self.store.get(key('alive', n)) if self.store.check([key('alive', n)]) else None
+            self.silent[n] = self.silent.get(n, 0.0) + passed if self.heard.get(n, said) == said else 0.0
+            self.heard[n] = said
+            if self.silent[n] > self.meeting.patience or self.store.check([key('failed', n)]):
+                late.append(n)
+        return late
+
+
+_MEETING: list[Meeting] = []  # the one that goes on
+
+
+@contextlib.contextmanager
+def met() -> Iterator[Place]:
+    "Meet the other processes that a launcher has started; while this lasts, each knows whether the others live."
+    place = launched()
+    if place.world_size == 1 or _MEETING:
+        yield place
+        return
+    os.environ.update(meeting_place())
+    meeting, problem = Meeting(place, patience_s()), None
+    _MEETING.append(meeting)
+    try:
+        meeting.wait_for_all()
+        yield place
+    except BaseException as error:
+        problem = error
+        raise
+    finally:
+        _MEETING.clear()
+        meeting.close(problem)
+
+
+def lost_partner(
+    error: Exception,  # that ended work in common
+) -> InputError | None:  # None where it was something else
+    "Who has gone, where that is what an error of PyTorch's exchange means; it takes up to a minute to be sure."
+    exchange = isinstance(error, RuntimeError) and re.search(r'gloo|NCCL|Connection (closed|reset)|Socket', str(error))
+    for meeting in _MEETING if exchange else ():
+        try:
+            meeting.wait_for_all()
+        except InputError as found:
+            return found
+    return None
+
 
 @contextlib.contextmanager
 def joined() -> Iterator[Place]:
@@ -95,15 +276,14 @@ def joined() -> Iterator[Place]:
     if dist.is_available() and dist.is_initialized():  # they have met already
         yield Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.num_nodes, place.launcher)
         return
-    if place.world_size == 1:
-        yield place
-        return
-    os.environ.update(meeting_place())
-    dist.init_process_group('gloo', timeout=timedelta(days=30))  # one may be done with its share long before another
-    try:
-        yield place
-    finally:
-        dist.destroy_process_group()
+    with met() as place:
+        if place.world_size > 1:
+            dist.init_process_group('gloo', timeout=timedelta(seconds=max(60.0, patience_s())))  # `gather` waits before it uses it
+        try:
+            yield place
+        finally:
+            if place.world_size > 1:
+                dist.destroy_process_group()
 
 # %% ../nbs/00b_processes.ipynb #e8e03bef
 def device_layout(
@@ -148,8 +328,13 @@ def gather(
     import torch.distributed as dist
     if not (dist.is_available() and dist.is_initialized()):
         return list(items)
+    for meeting in _MEETING:
+        meeting.wait_for_all()
     parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, list(items))
+    try:
+        dist.all_gather_object(parts, list(items))
+    except RuntimeError as error:
+        raise InputError(f'a process of {dist.get_world_size()} has gone while lists were exchanged ({str(error).splitlines()[0]}); {_ADVICE}') from error
     return [item for part in parts for item in part]
 
 # %% ../nbs/00b_processes.ipynb #43120034
@@ -166,9 +351,19 @@ def run_while_parent_lives(
             if os.getppid() != parent:
                 deadline = min(deadline, time.monotonic() + patience_s)
             if time.monotonic() > deadline:
-                child.terminate()
-                return child.wait()
+                return _end(child, child.terminate)
     return code
+
+
+def _end(child: subprocess.Popen, ask: Callable[[], None], patience_s: float = 10) -> int:
+    "Ask a process to end; one that does not is killed. Its exit code."
+    with contextlib.suppress(ProcessLookupError):
+        ask()
+    try:
+        return child.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
 def start_attached(
@@ -180,6 +375,16 @@ def start_attached(
     code = ('import sys; from neuroseg3d.processes import run_while_parent_lives; '
             f'sys.exit(run_while_parent_lives({[list(c) for c in commands]!r}, {patience_s}))')
     return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.DEVNULL, start_new_session=True, **options)
+
+
+def _end_group(child: subprocess.Popen, patience_s: float = 20) -> None:
+    "Wait for a process that was asked to end, then kill it with all that it has started."
+    try:
+        child.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def run_together(
@@ -199,7 +404,7 @@ def run_together(
             time.sleep(0.05)
         return next((c.returncode for c in children if c.returncode), 0)
     finally:
+        for child in [c for c in children if c.poll() is None]:
+            os.killpg(child.pid, signal.SIGTERM)
         for child in children:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGTERM)
-            child.wait()
+            _end_group(child)

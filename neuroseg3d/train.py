@@ -36,7 +36,7 @@ from .data import Data, MachinePlan, SegmentationData
 from .files import write_text
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
-from .processes import device_layout, gather, is_first_process, launched, meeting_place
+from .processes import device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met
 from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
 from .split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
@@ -694,6 +694,7 @@ def loader_error(
                       'second copy of the process, --data.workers 1 less of both; --resume auto goes on')
 
 # %% ../nbs/10_train.ipynb #fd21ed15
+@met()
 def fit(
     config: Config,  # of the run
     ckpt_path: str | Path | None = None,  # checkpoint to resume from
@@ -773,7 +774,7 @@ def _train(task: SegmentationTask, data: RunData, start: Start | None, output_di
         try:
             trainer.fit(task, datamodule=data, ckpt_path=start.path if start else None)
         except Exception as error:
-            problem = loader_error(error)
+            problem = loader_error(error) or lost_partner(error)
             if problem is None:
                 raise
             raise problem from error
