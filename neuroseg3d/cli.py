@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
+from .surroundings import settle, tell
 
 # %% auto #0
 __all__ = ['parse_overrides', 'find_inputs', 'make_parser', 'main']
@@ -114,7 +116,7 @@ def _eda(args, overrides) -> int:
 def _tell_failures(failures: Mapping[str, str]) -> int:
     "A line on stderr for each case that failed; the exit code."
     for case, error in failures.items():
-        print(f'neuroseg3d: failed: {case}: {error}', file=sys.stderr)
+        tell(f'neuroseg3d: failed: {case}: {error}')
     return 1 if failures else 0
 
 
@@ -552,6 +554,7 @@ def main(
     argv: Sequence[str] | None = None,  # command line without the program's name; None takes sys.argv
 ) -> int:  # exit code
     "Run a command."
+    settle()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
     parser = make_parser()
@@ -569,20 +572,50 @@ def main(
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print('neuroseg3d: interrupted', file=sys.stderr)
+        tell('neuroseg3d: interrupted')
         return 130
-    except BrokenPipeError:  # whoever read what is printed, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
+        if isinstance(error, OSError) and (unheard := _unheard(error)) is not None:
+            return unheard
         if debug:
             raise
-        from neuroseg3d.core import InputError
-        mistake = isinstance(error, InputError)
-        text = ' '.join(str(error).split()) or type(error).__name__
-        print(f'neuroseg3d: error: {text}' if mistake else
-              f'neuroseg3d: internal error: {type(error).__name__}: {text} (--debug shows where)', file=sys.stderr)
-        return 2 if mistake else 1
+        message, code = _in_words(error)
+        tell(f'neuroseg3d: {message}')
+        return code
+
+
+def _unheard(error: OSError) -> int | None:
+    "The exit code where it is the standard output that cannot be written to; what is still to be printed then goes nowhere."
+    nameless = error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO)
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        nameless, error = True, again
+    if not nameless:
+        return None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:  # whoever read what is printed, such as head, has seen enough
+        return 141
+    tell(f'neuroseg3d: error: standard output: {error.strerror}')
+    return 1
+
+
+def _in_words(error: Exception) -> tuple[str, int]:
+    "What an error says to a user, and the exit code."
+    from neuroseg3d.core import InputError
+    text = ' '.join(str(error).split()) or type(error).__name__
+    if isinstance(error, InputError):
+        return f'error: {text}', 2
+    if isinstance(error, MemoryError) or any(w in text for w in _MEMORY):
+        return f'error: not enough memory ({text}); fewer processes or threads (OMP_NUM_THREADS) need less, and so do smaller windows or patches', 1
+    if isinstance(error, OSError) and error.strerror:
+        where = ' -> '.join(os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, (str, bytes)))
+        return f'error: {where or type(error).__name__}: {error.strerror}', 1
+    return f'internal error: {type(error).__name__}: {text} (--debug shows where)', 1
+
+
+#: What libraries say where memory was short, while they compute or while they are loaded.
+_MEMORY = ('DefaultCPUAllocator', 'out of memory', 'annot allocate memory', 'failed to map segment', "can't start new thread", 'Unable to allocate')
 
 
 @contextmanager

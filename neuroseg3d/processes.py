@@ -28,7 +28,7 @@ T = TypeVar('T')
 # %% auto #0
 __all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'patience_s', 'Meeting',
            'met', 'lost_partner', 'joined', 'device_layout', 'share', 'gather', 'run_while_parent_lives',
-           'start_attached', 'run_together']
+           'start_attached', 'end_group', 'run_together']
 
 # %% ../nbs/00b_processes.ipynb #bed2ae83
 @dataclass(frozen=True)
@@ -377,7 +377,10 @@ def start_attached(
     return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.DEVNULL, start_new_session=True, **options)
 
 
-def _end_group(child: subprocess.Popen, patience_s: float = 20) -> None:
+def end_group(
+    child: subprocess.Popen,  # that was asked to end; the first of its process group
+    patience_s: float = 20,  # that it has for that
+) -> None:
     "Wait for a process that was asked to end, then kill it with all that it has started."
     try:
         child.wait(patience_s)
@@ -407,4 +410,4 @@ def run_together(
         for child in [c for c in children if c.poll() is None]:
             os.killpg(child.pid, signal.SIGTERM)
         for child in children:
-            _end_group(child)
+            end_group(child)

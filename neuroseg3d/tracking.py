@@ -34,7 +34,7 @@ import neuroseg3d
 from .checkpoint import export_model
 from .core import Geometry
 from .files import write_table
-from .processes import gather, start_attached
+from .processes import end_group, gather, start_attached
 
 # %% auto #0
 __all__ = ['LoggerConfig', 'MetricsFile', 'has_wandb_credentials', 'wandb_mode', 'Uploader', 'WandbTracker', 'make_loggers',
@@ -171,7 +171,7 @@ class Uploader:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait()
+            end_group(self.process)
 
 # %% ../nbs/09c_tracking.ipynb #34c7b61c
 class WandbTracker(WandbLogger):
