@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -586,12 +586,54 @@ def _coarsen(mask: np.ndarray, factors: Sequence[int]) -> np.ndarray:
 
 
 def _field(mask: np.ndarray, spacing_mm: np.ndarray, smooth_mm: float) -> tuple[np.ndarray, int]:
-    "A mask as a smooth field whose level 0.5 is its surface, and how many voxels of padding it has."
+    "A mask as a smooth field, and how many voxels of padding it has."
     sigma = np.clip(smooth_mm / spacing_mm, 0.65, 2.0)  # in voxels
     pad = int(np.ceil(3 * sigma.max())) + 1
-    sharp = np.pad(mask, pad)
-    smooth = ndimage.gaussian_filter(sharp, sigma, truncate=3.0)
-    return (smooth if smooth.max() > 0.6 else sharp / max(sharp.max(), 1e-9)), pad  # a speck is not blurred away
+    return ndimage.gaussian_filter(np.pad(mask, pad), sigma, truncate=3.0), pad
+
+
+def _isosurface(field: np.ndarray, voxels: float) -> tuple[np.ndarray, np.ndarray]:
+    "The surface of a field that holds so many voxels: at the level that as many lie above, then by bisection until its volume is within 1 %."
+    last = field.size - int(np.clip(round(voxels), 1, field.size - 1))
+    low, high = 0.0, float(field.max())
+    level = float(np.clip(np.partition(field.ravel(), (last - 1, last))[last - 1:last + 1].mean(), 1e-3 * high, 0.98 * high))
+    for _ in range(1 if field.size > _LARGE else 8):
+        points, faces, _, _ = marching_cubes(field, level=level)
+        found = abs(mesh_volume_ml(points, faces)) * 1000
+        if abs(found / voxels - 1) < 0.01:
+            break
+        low, high = (level, high) if found > voxels else (low, level)
+        level = (low + high) / 2
+    return points, faces
+
+
+_LARGE = 500_000  # voxels of a field at which the count alone is exact enough
+_OWN_SURFACES = 60  # parts of a mask, the largest, that are drawn each for itself
+_FINE = 4000  # voxels of a part up to which none are merged
+
+
+def _parts(mask: np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    "The connected parts of a mask, the largest first, each in its box; the many small ones behind them together."
+    numbered, n = ndimage.label(mask, np.ones((3, 3, 3)))
+    order = np.argsort(-np.bincount(numbered.ravel(), minlength=n + 1)[1:], kind='stable') + 1
+    boxes = ndimage.find_objects(numbered)
+    for number in order[:_OWN_SURFACES]:
+        box = boxes[number - 1]
+        yield box, numbered[box] == number
+    if n > _OWN_SURFACES:
+        rest = np.isin(numbered, order[_OWN_SURFACES:])
+        box, = ndimage.find_objects(rest.astype(np.uint8))
+        yield box, rest[box]
+
+
+def _decimated(points: np.ndarray, faces: np.ndarray, count: int, edge_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    "Fewer faces around the same volume: what they lose is given back where that moves no point by half a voxel."
+    before = mesh_volume_ml(points, faces)
+    points, faces = fast_simplification.simplify(points.astype(np.float32), faces.astype(np.int32), target_count=count)
+    after, middle = mesh_volume_ml(points, faces), points.mean(axis=0)
+    scale = (before / after) ** (1 / 3) if before * after > 0 else 1.0
+    reach = np.linalg.norm(points - middle, axis=1).max(initial=0)
+    return (middle + (points - middle) * scale if abs(scale - 1) * reach < edge_mm / 2 else points), faces
 
 
 def surface_mesh(
@@ -599,23 +641,36 @@ def surface_mesh(
     geometry: Geometry,  # its grid
     max_faces: int = 30_000,  # of the mesh
     smooth_mm: float = 1.0,  # standard deviation of the blur
-    grid_mm: float = 0.0,  # voxels are merged up to about this edge length first; 0 keeps them
+    grid_mm: float = 0.0,  # voxels of large parts are merged up to about this edge length first; 0 keeps them
 ) -> tuple[np.ndarray, np.ndarray]:  # vertices float32 (N, 3) in RAS mm, faces int32 (M, 3), normals outwards
-    "The closed surface of a mask in millimetres; empty arrays for an empty mask."
-    boxes = ndimage.find_objects(np.asarray(mask, dtype=np.uint8))
-    if not boxes:
+    "The closed surface of a mask in millimetres, with the mask's volume; empty arrays for an empty mask."
+    coarse = np.maximum(1, np.floor(grid_mm / np.array(geometry.spacing_mm)).astype(int))
+    meshes = []
+    for box, part in _parts(np.asarray(mask, dtype=bool)):
+        factors = coarse if part.sum() > _FINE else np.ones(3, int)
+        blocks = _coarsen(part, factors)
+        field, pad = _field(blocks, geometry.spacing_mm * factors, smooth_mm)
+        points, faces = _isosurface(field, float(blocks.sum()))
+        voxels = (points - pad) * factors + (factors - 1) / 2 + [b.start for b in box]
+        meshes.append((voxels @ geometry.affine[:3, :3].T + geometry.affine[:3, 3], faces))
+    if not meshes:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
-    start = np.array([b.start for b in boxes[0]])
-    factors = np.maximum(1, np.floor(grid_mm / np.array(geometry.spacing_mm)).astype(int))
-    field, pad = _field(_coarsen(mask[boxes[0]], factors), geometry.spacing_mm * factors, smooth_mm)
-    points, faces, _, _ = marching_cubes(field, level=0.5)
-    voxels = (points - pad) * factors + (factors - 1) / 2 + start
-    points = (voxels @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]).astype(np.float32)
-    if len(faces) > max_faces:
-        points, faces = fast_simplification.simplify(points, faces.astype(np.int32), target_count=max_faces)
-    if mesh_volume_ml(points, faces) < 0:
-        faces = faces[:, ::-1]
-    return points.astype(np.float32), faces.astype(np.int32)
+    points, faces = _joined(meshes, max_faces, min(geometry.spacing_mm))
+    return points.astype(np.float32), (faces if mesh_volume_ml(points, faces) > 0 else faces[:, ::-1]).astype(np.int32)
+
+
+def _joined(meshes: Sequence[tuple[np.ndarray, np.ndarray]], max_faces: int, edge_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    "Several meshes as one of so many faces at most; small ones keep enough to be a body."
+    total, few = sum(len(f) for _, f in meshes), min(60, max_faces // (2 * len(meshes)))
+    places, corners, start = [], [], 0
+    for points, faces in meshes:
+        share = few + int((max_faces - few * len(meshes)) * len(faces) / total)
+        if total > max_faces and len(faces) > share:
+            points, faces = _decimated(points, faces, share, edge_mm)
+        places.append(points)
+        corners.append(faces + start)
+        start += len(points)
+    return np.concatenate(places), np.concatenate(corners)
 
 
 def mesh_volume_ml(

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from neuroseg3d.cases import read_case
 from neuroseg3d.core import Case, Geometry
 from neuroseg3d.layouts import find_cases
-from neuroseg3d.viz import make_view, mesh_figure, show_errors, show_modalities, show_planes
+from neuroseg3d.viz import make_view, mesh_figure, mesh_volume_ml, show_errors, show_modalities, show_planes, surface_mesh
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'
 
@@ -52,3 +53,50 @@ def test_a_place_can_be_asked_for_in_voxels_or_mm():
     voxel = (3, 4, 5)
     assert show_planes(case, at=voxel).png() == show_planes(case, at_mm=(affine @ [*voxel, 1])[:3]).png()
     assert 'z = 22.0 mm' in {t.get_text() for t in show_planes(case, at=voxel).texts}
+
+
+def ball(radius_mm, spacing_mm, shift_mm=0.3):
+    "A ball off the grid's middle."
+    shape = [int(2 * np.ceil(radius_mm / s) + 8) for s in spacing_mm]
+    far = [np.arange(n) * s - (n - 1) / 2 * s - shift_mm for n, s in zip(shape, spacing_mm)]
+    x, y, z = np.meshgrid(*far, indexing='ij')
+    return x ** 2 + y ** 2 + z ** 2 <= radius_mm ** 2
+
+
+@pytest.mark.parametrize('grid_mm', [0.0, 2.0])
+@pytest.mark.parametrize('spacing_mm', [(1, 1, 1), (2, 2, 2), (1, 1, 3), (0.9, 0.9, 5.5)])
+@pytest.mark.parametrize('radius_mm', [1.5, 3, 5, 15, 30])
+def test_a_lesion_is_drawn_with_the_volume_of_its_voxels(radius_mm, spacing_mm, grid_mm):
+    "A ball of 3 mm was drawn at 15 to 64 % of it."
+    mask = ball(max(radius_mm, 0.6 * max(spacing_mm)), spacing_mm)
+    grid = Geometry(mask.shape, np.diag([*spacing_mm, 1.0]))
+    points, faces = surface_mesh(mask, grid, 6000, grid_mm=grid_mm)
+    assert len(faces) <= 6000
+    assert mesh_volume_ml(points, faces) == pytest.approx(mask.sum() * grid.voxel_ml, rel=0.03)
+
+
+def test_small_lesions_beside_a_large_one_keep_their_volume_when_faces_are_few():
+    mask = np.zeros((90, 60, 60), bool)
+    for place, radius in (((4, 4, 4), 3), ((70, 5, 5), 3), ((5, 40, 40), 4), ((30, 10, 8), 20), ((80, 50, 50), 1.5)):
+        small = ball(radius, (1, 1, 1))
+        small = small[:90 - place[0], :60 - place[1], :60 - place[2]]
+        mask[tuple(slice(a, a + n) for a, n in zip(place, small.shape))] |= small
+    numbered, n = ndimage.label(mask)
+    assert n == 5
+    points, faces = surface_mesh(mask, Geometry(mask.shape, np.eye(4)), 2000, grid_mm=2.0)
+    assert len(faces) <= 2000
+    inside = np.rint(points[faces].mean(axis=1)).astype(int)
+    nearest = ndimage.distance_transform_edt(numbered == 0, return_distances=False, return_indices=True)
+    owner = numbered[tuple(nearest)][tuple(np.clip(inside, 0, np.array(mask.shape) - 1).T)]
+    for part in range(1, n + 1):
+        assert mesh_volume_ml(points, faces[owner == part]) * 1000 == pytest.approx((numbered == part).sum(), rel=0.06), part
+
+
+def test_a_rim_keeps_its_volume_and_many_specks_are_drawn_in_time():
+    shell = ball(16, (1, 1, 1)) & ~np.pad(ball(14, (1, 1, 1)), 2)
+    points, faces = surface_mesh(shell, Geometry(shell.shape, np.eye(4)))
+    assert mesh_volume_ml(points, faces) * 1000 == pytest.approx(shell.sum(), rel=0.03)
+    specks = np.zeros((60, 60, 60), bool)
+    specks[::5, ::5, ::5] = True  # 1,728 of one voxel
+    points, faces = surface_mesh(specks, Geometry(specks.shape, np.eye(4)), 20_000)
+    assert mesh_volume_ml(points, faces) * 1000 == pytest.approx(1728, rel=0.1) and len(faces) <= 20_000
