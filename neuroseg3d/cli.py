@@ -113,6 +113,13 @@ def _eda(args, overrides) -> int:
     return _tell_failures(json.loads((page.parent / 'fingerprint.json').read_text(encoding='utf-8'))['failed'])
 
 
+def _convert(args, overrides) -> int:
+    from neuroseg3d.convert import convert_cohort
+    done = convert_cohort(args.input, args.output_dir, args.to, args.schema, print)
+    print(f'{len(done.names)} of {len(done.names) + len(done.failures)} cases, {len(done.labelled)} of them labelled, in {done.folder} as {args.to}')
+    return _tell_failures(done.failures)
+
+
 def _tell_failures(failures: Mapping[str, str]) -> int:
     "A line on stderr for each case that failed; the exit code."
     for case, error in failures.items():
@@ -394,7 +401,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _command(commands, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
     "Add a command to the parser."
-    more = ' Cases that fail are named on stderr and in the end by exit code 1; the others are done.' if name in ('infer', 'eda') else ''
+    more = ' Cases that fail are named on stderr and in the end by exit code 1; the others are done.' if name in ('infer', 'eda', 'convert') else ''
     parser = commands.add_parser(name, help=text, description=f'{text}.{more} {_NOTICE}', epilog=f'example: {example}', allow_abbrev=False)
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.set_defaults(run=run, overridable=False)
@@ -421,6 +428,12 @@ def _add_data_commands(commands) -> None:
     eda.add_argument('--data', required=True, help='cohort in any supported layout')
     eda.add_argument('--output_dir', required=True)
     eda.add_argument('--schema', help='label schema of its cases: a name, or ids such as edema=2,non_enhancing=1+3,enhancing=4 (default: what files or layout say)')
+    convert = _command(commands, 'convert', _convert, 'Write a cohort in the layout of nnU-Net, the Decathlon, BraTS or BIDS, its voxels as they are',
+                       'neuroseg3d convert --input data/brats --output_dir data/Dataset001_Brain --to nnunet')
+    convert.add_argument('--input', required=True, help='cohort in any supported layout')
+    convert.add_argument('--output_dir', required=True, help='a new or empty folder: nothing is replaced')
+    convert.add_argument('--to', required=True, choices=('nnunet', 'msd', 'brats', 'bids'), help='layout to write')
+    convert.add_argument('--schema', help='label schema of the cases (default: what files or layout say); labels are written in the ids of the new layout')
 
 
 def _add_model_commands(commands) -> None:
@@ -539,7 +552,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
     parser = _Parser('neuroseg3d', allow_abbrev=False, description=f'3D brain-tumour segmentation. {_NOTICE}',
                                      epilog='neuroseg3d COMMAND --help tells the options of a command. Exit code: 0 done, 1 failed '
-                                            '(a case of a cohort, for infer and eda, where the others are done), 2 a mistake in what was given, 130 interrupted')
+                                            '(a case of a cohort, for infer, eda and convert, where the others are done), 2 a mistake in what was given, 130 interrupted')
     parser.add_argument('--version', action='version', version=f'neuroseg3d {__version__}')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)
