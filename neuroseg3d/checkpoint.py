@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,22 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 
 from . import __version__
 from .config import build
 from .core import MODALITIES, REGIONS, InputError
 from .files import as_path, filled, write_bytes, write_json
 from .schemas import get_schema
+from .tensors import read_tensors, write_tensors
 from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows
 
 # %% auto #0
 __all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'load_checkpoint', 'describe', 'description',
-           'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'write_ensemble', 'read_ensemble',
-           'find_model', 'load_model']
+           'Model', 'averaged_weights', 'check_finite', 'model_facts', 'export_model', 'read_export', 'write_ensemble',
+           'read_ensemble', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -63,6 +63,7 @@ def load_checkpoint(
         raise InputError(f'{path}: cannot be loaded as data: {type(error).__name__}: {reason}; expected a whole checkpoint, or an exported model (.safetensors)') from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: found {type(content).__name__}, expected a checkpoint')
+    check_finite(content['state_dict'] if isinstance(content.get('state_dict'), dict) else {}, path)
     return content
 
 # %% ../nbs/09a_checkpoint.ipynb #bbc5e750
@@ -124,8 +125,20 @@ def averaged_weights(
     return {k.removeprefix(prefix): v for k, v in content['state_dict'].items() if k.startswith(prefix)}
 
 
+def check_finite(
+    weights: Mapping[str, Any],  # by name; what is no tensor of real numbers is passed over
+    path: str | Path,  # of their file, for the error
+) -> None:
+    "Refuse weights that are not numbers: a network with one of them finds no tumour, or all."
+    for name, values in weights.items():
+        if isinstance(values, torch.Tensor) and values.is_floating_point() and not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise InputError(f'{path}: {bad:,} of {values.numel():,} weights of {name} are NaN or infinite; take an earlier checkpoint, or train again')
+
+
 def _network(weights: Mapping[str, torch.Tensor], about: Mapping[str, Any], path: Path) -> UNet:
     "The network that a file describes, with the weights that it holds."
+    check_finite(weights, path)
     network = UNet(build(UNetConfig, about['config']['model'], 'model'))
     try:
         network.load_state_dict(weights)
@@ -149,32 +162,38 @@ def model_facts(
 
 
 def export_model(
-    source: str | Path,  # a checkpoint
+    source: str | Path,  # a checkpoint, or an exported model, which is written again
     path: str | Path,  # a .safetensors file; the JSON beside it gets the same name
 ) -> Path:  # `path`
-    "Write the model of a checkpoint for inference: safetensors and JSON."
+    "Write the model of a checkpoint for inference: safetensors with a checksum, and JSON."
     source, path = Path(source), Path(path)
     if path.suffix != '.safetensors':
         raise InputError(f'{path}: expected a name that ends in .safetensors')
-    content = load_checkpoint(source)
-    about = description(content, source)
-    facts = model_facts({**about, 'step': content.get('global_step')})
-    weights = {k: v.contiguous() for k, v in averaged_weights(content, about).items()}
+    if source.suffix == '.safetensors':
+        weights, about = read_export(source)
+        facts = {k: v for k, v in about.items() if k != 'config'}  # as they were
+    else:
+        content = load_checkpoint(source)
+        about = description(content, source)
+        weights, facts = averaged_weights(content, about), model_facts({**about, 'step': content.get('global_step')})
     _network(weights, about, source)  # they fit, or nothing is written
     write_json(path.with_suffix('.json'), facts)
-    return write_bytes(path, to_safetensors(weights, {KEY: json.dumps(facts)}))
+    write_tensors(path, weights, {KEY: json.dumps(facts)})
+    return path
 
 
 def read_export(
     path: Path,  # a .safetensors file of `export_model`
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # weights, and a description like that of a checkpoint
-    "An exported model: nothing in it can run."
+    "An exported model, checked: nothing in it can run, and no bit of it is another than was written."
+    weights, texts, checked = read_tensors(path, known=[KEY])
+    if not checked:
+        warnings.warn(f'{path}: exported before models had a checksum, so it cannot be checked that it is whole; '
+                      f'export it again (neuroseg3d export --ckpt_path {path.name} --output_path NEW.safetensors)', stacklevel=2)
     try:
-        with safe_open(path, 'pt') as file:
-            facts = json.loads((file.metadata() or {}).get(KEY, 'null'))
-            weights = {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f'{path}: cannot be loaded as safetensors: {error}') from None
+        facts = json.loads(texts.get(KEY, 'null'))
+    except ValueError as error:
+        raise InputError(f'{path}: damaged: its description is not JSON: {error}') from None
     about = description({KEY: facts} if facts else {}, path)
     return weights, {**about, 'config': {**facts.get('recipe', {}), 'model': facts['architecture'], 'space': facts['normalisation'],
                                          'loss': {'targets': facts['targets']}, 'infer': facts['windows']}}

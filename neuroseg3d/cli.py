@@ -460,7 +460,7 @@ def _add_model_commands(commands) -> None:
     _add_infer_options(infer)
     export = _command(commands, 'export', _export, 'Write the model of a checkpoint for inference: safetensors and JSON',
                       'neuroseg3d export --ckpt_path checkpoints/best.ckpt --output_path model.safetensors')
-    export.add_argument('--ckpt_path', required=True, help='a checkpoint, or the folder of a run')
+    export.add_argument('--ckpt_path', required=True, help='a checkpoint, or the folder of a run; or an exported model, to give it a checksum')
     export.add_argument('--output_path', required=True, help='file ending in .safetensors; the JSON beside it gets the same name')
     model = _command(commands, 'model', _model, 'List the models that are installed, or print the card of one',
                      'neuroseg3d model starter')

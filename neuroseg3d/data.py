@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,6 @@ from filelock import FileLock
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
@@ -43,6 +43,7 @@ from .files import filled
 from .layouts import Study, find_cases
 from .nifti import read_header
 from .split import Split, load_split, make_split, save_split, study_files
+from .tensors import check_tensors, write_tensors
 from .transforms import Record, Space, one_thread
 
 # %% auto #0
@@ -215,7 +216,7 @@ def plan_machine(
 
 # %% ../nbs/06_data.ipynb #098a89ae
 _VOXELS_A_LABEL = 4096
-_CACHE_FORMAT = 2  # raise it whenever what is stored changes its meaning
+_CACHE_FORMAT = 3  # raise it whenever what is stored changes its meaning
 
 
 def tumour_voxels(
@@ -257,13 +258,14 @@ class MemoryCase:
 
 @dataclass
 class StoredCase:
-    "A case in model space, in a safetensors file; only what is asked for is read."
+    "A case in model space, in a safetensors file: checked when it is opened, then only what is asked for is read."
     path: Path
 
     def __post_init__(self):
+        texts, _ = check_tensors(self.path)
+        facts = json.loads(texts['case'])
+        self.id, self.record = facts['id'], Record.from_dict(facts['record'])
         with safe_open(self.path, 'pt') as file:
-            facts = json.loads(file.metadata()['case'])
-            self.id, self.record = facts['id'], Record.from_dict(facts['record'])
             self.voxels = {int(k[7:]): file.get_tensor(k).clone() for k in sorted(file.keys()) if k.startswith('voxels_')}
 
     @property
@@ -314,8 +316,7 @@ def store_case(
 ) -> None:
     "Write a case to the cache."
     tensors = {'image': case.image, 'label': case.label, **{f'voxels_{k}': v for k, v in case.voxels.items()}}
-    with filled(path) as temporary:
-        save_file(tensors, temporary, {'case': json.dumps({'id': case.id, 'record': case.record.to_dict()})})
+    write_tensors(path, tensors, {'case': json.dumps({'id': case.id, 'record': case.record.to_dict()})})
 
 
 class DiskCases(Dataset):
@@ -337,7 +338,9 @@ class DiskCases(Dataset):
             path = self.cache_dir / f'{study.id}-{self.prepare.key(study)}.safetensors'
             try:
                 self._open[index] = StoredCase(path)
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                if path.exists():
+                    warnings.warn(f'{error}; the cached case is made again', stacklevel=2)
                 store_case(self.prepare(study), path)
                 self._open[index] = StoredCase(path)
         return self._open[index]

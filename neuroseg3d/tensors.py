@@ -46,6 +46,19 @@ def write_tensors(
     own = {k: v.contiguous() for k, v in tensors.items()}
     with filled(path) as temporary:
         save_file(own, temporary, {**texts, _SUM: tensors_digest(sorted(own.items()), texts)})
+        _order_texts(temporary)
+
+
+def _order_texts(path: Path) -> None:
+    "Put the texts of a header in order: safetensors shuffles them, and equal content is to be equal bytes."
+    with open(path, 'r+b') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        ordered = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode().ljust(size)
+        if len(ordered) == size:
+            file.seek(8)
+            file.write(ordered)
 
 # %% ../nbs/00e_tensors.ipynb #97afa10e
 def check_tensors(
@@ -67,7 +80,7 @@ def check_tensors(
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f'{path}: damaged, or not a safetensors file: {error}') from None
+        raise InputError(f'{path}: damaged: cannot be loaded as safetensors: {error}') from None
     if found != stated:
         raise InputError(f'{path}: damaged: the SHA-256 of what it holds is {found[:12]}…, expected {stated[:12]}…; copy or make it again')
     return texts, True
@@ -83,4 +96,4 @@ def read_tensors(
         with safe_open(path, 'pt') as file:
             return {k: file.get_tensor(k) for k in file.keys()}, texts, checked
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise InputError(f'{path}: damaged, or not a safetensors file: {error}') from None
+        raise InputError(f'{path}: damaged: cannot be loaded as safetensors: {error}') from None
