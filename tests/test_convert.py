@@ -11,7 +11,7 @@ from test_schemas import write_study
 
 from neuroseg3d.cases import read_case
 from neuroseg3d.cli import main
-from neuroseg3d.convert import LAYOUTS, convert_cohort
+from neuroseg3d.convert import convert_cohort
 from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.layouts import find_cases
 
@@ -55,7 +55,7 @@ def cohort(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize('to', LAYOUTS)
+@pytest.mark.parametrize('to', ['msd', 'brats'])
 def test_what_is_written_is_what_was_read(cohort, tmp_path, to):
     done = convert_cohort(cohort, tmp_path / 'out', to)
     assert not done.failures and len(done.names) == 6 and len(done.labelled) == 5
@@ -66,7 +66,7 @@ def test_what_is_written_is_what_was_read(cohort, tmp_path, to):
         same(before[old], after[new])
 
 
-@pytest.mark.parametrize('first', LAYOUTS)
+@pytest.mark.parametrize('first', ['msd', 'brats'])
 def test_there_and_back_through_every_layout(cohort, tmp_path, first):
     convert_cohort(cohort, tmp_path / 'a', first)
     convert_cohort(tmp_path / 'a', tmp_path / 'b', 'msd')
