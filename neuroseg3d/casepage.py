@@ -29,7 +29,8 @@ from .core import REGIONS, REGION_NAMES, Case, labels_to_regions
 from .evaluate import find_split
 from .diameters import Diameters, draw_diameters, lesion_diameters, sum_of_products_mm2
 from .figures import show_confusion, show_lesions
-from .files import write_text
+from .files import as_path
+from .folders import Results
 from .infer import rules_of
 from .metrics import normalise_confusion, voxel_confusion
 from .uncertainty import qu_brats, show_uncertainty
@@ -511,4 +512,5 @@ def write_page(
     path: str | Path,  # the HTML file; its folder is made
 ) -> Path:  # `path`
     "A page that appears whole or not at all."
-    return write_text(path, html)
+    path = as_path(path)
+    return Results(path.parent, 'report').write(path.name, html)

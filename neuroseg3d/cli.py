@@ -9,8 +9,9 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
-import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -68,18 +69,33 @@ def _fail(message: str) -> None:
     raise InputError(message)
 
 
-def _check_folder(option: str, path: str | Path) -> None:
-    "Whether a folder can be made and written to is said before the work, not after it."
-    folder = Path(path).absolute()
-    try:
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        if there.is_dir():
-            with tempfile.TemporaryFile(dir=there):
-                return
-        problem = f'{there} is a file, expected a folder'
-    except OSError as error:
-        problem = f'nothing can be written there: {error.strerror}'
-    _fail(f'{option} {path}: {problem}')
+def _settle_paths(args: argparse.Namespace) -> None:
+    "`~` in every argument that is a path; whether results can be written is said before the work, not after it."
+    from neuroseg3d.files import as_path
+    from neuroseg3d.folders import check_folder
+    for name in _PATHS:
+        value = getattr(args, name, None)
+        if isinstance(value, str):
+            setattr(args, name, str(as_path(value, f'--{name}')))
+        elif value is not None:
+            setattr(args, name, [_word_path(word, name) for word in value])
+    if getattr(args, 'output_dir', None) is not None:
+        check_folder(args.output_dir, '--output_dir')
+    if getattr(args, 'output_path', None) is not None:
+        check_folder(Path(args.output_path).parent, '--output_path')
+
+
+#: Options that name files and folders.
+_PATHS = ('output_dir', 'output_path', 'data', 'pred', 'ref', 'compare', 'config_dir', 'split', 'run_dir', 'test', 'ckpt_path', 'input_image')
+
+
+def _word_path(word: str, name: str) -> str:
+    "One of several words that name files, such as T1w=~/a.nii.gz."
+    from neuroseg3d.files import as_path
+    role, equals, path = word.partition('=')
+    if name == 'input_image' and equals and '/' not in role and not Path(word).exists():
+        return f'{role}={as_path(path, f"--{name} {role}")}'
+    return str(as_path(word, f'--{name}'))
 
 # %% ../nbs/16_cli.ipynb #04a10717
 def _demo(args, overrides) -> int:
@@ -129,11 +145,12 @@ def _tell_failures(failures: Mapping[str, str]) -> int:
 
 def _train(args, overrides) -> int:
     from neuroseg3d.config import load_config
+    from neuroseg3d.folders import check_folder
     from neuroseg3d.processes import is_first_process
     from neuroseg3d.train import Config, fit
     short = {'logger.kind': args.logger, 'data.fold': args.fold}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
-    _check_folder('trainer.output_dir', config.trainer.output_dir)
+    check_folder(config.trainer.output_dir, 'trainer.output_dir')
     if args.folds:
         return _train_folds(args, config)
     best = fit(config, args.ckpt_path, args.resume, args.extend_to)
@@ -289,10 +306,11 @@ def _windows(stored, config_dir, overrides):
 
 # %% ../nbs/16_cli.ipynb #6d68eacc
 def _evaluate(args, overrides) -> int:
-    from neuroseg3d.evaluate import check_pairs, compare, comparison_table, evaluate, find_labels, pair_labels, summary_table
+    from neuroseg3d.evaluate import SCORES, check_pairs, compare, comparison_table, evaluate, find_labels, pair_labels, scores, summary_table
     options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
                'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain, 'allow_unpaired': args.allow_unpaired}
     if args.compare:  # before work on the others
+        scores(Path(args.output_dir) / 'compared').check(SCORES)
         pairs = pair_labels(find_labels(args.compare), find_labels(args.ref), args.allow_unpaired)
         check_pairs(pairs, args.pred_schema, args.ref_schema, args.over_brain)
     rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options)
@@ -348,10 +366,11 @@ def _explain(args, overrides) -> int:
     from neuroseg3d.checkpoint import load_model
     from neuroseg3d.infer import choose_device
     from neuroseg3d.models import resolve_models
-    from neuroseg3d.xai import explain_file
+    from neuroseg3d.xai import check_explanations, explain_file
     warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
     studies = find_inputs(args.input_image, args.allow_missing)
     for study in studies:  # before minutes of work on those that come first
+        check_explanations(args.output_dir, study, args.region, args.method)
         check_case(study, with_label=False, allow_missing=args.allow_missing)
     choose_device(args.device)
     model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
@@ -552,7 +571,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
     parser = _Parser('neuroseg3d', allow_abbrev=False, description=f'3D brain-tumour segmentation. {_NOTICE}',
                                      epilog='neuroseg3d COMMAND --help tells the options of a command. Exit code: 0 done, 1 failed '
-                                            '(a case of a cohort, for infer, eda and convert, where the others are done), 2 a mistake in what was given, 130 interrupted')
+                                            '(a case of a cohort, for infer, eda and convert, where the others are done), 2 a mistake in what was given, 130 interrupted, 143 ended by SIGTERM')
     parser.add_argument('--version', action='version', version=f'neuroseg3d {__version__}')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)
@@ -571,30 +590,31 @@ def main(
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
     parser = make_parser()
-    try:
-        args, rest = parser.parse_known_args(argv)
-        options = [o for p in [_subparser(parser, args.command)] for a in p._actions for o in a.option_strings]
-        overrides = parse_overrides(rest, options, lambda: _settings_of(args.command))
-        if overrides and not args.overridable:
-            _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
-        args.words = argv
-        if getattr(args, 'output_dir', None):
-            _check_folder('--output_dir', args.output_dir)
-        with _short_warnings(debug):
-            code = args.run(args, overrides)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        tell('neuroseg3d: interrupted')
-        return 130
-    except Exception as error:
-        if isinstance(error, OSError) and (unheard := _unheard(error)) is not None:
-            return unheard
-        if debug:
-            raise
-        message, code = _in_words(error)
-        tell(f'neuroseg3d: {message}')
-        return code
+    with _signals() as received:
+        try:
+            args, rest = parser.parse_known_args(argv)
+            options = [o for p in [_subparser(parser, args.command)] for a in p._actions for o in a.option_strings]
+            overrides = parse_overrides(rest, options, lambda: _settings_of(args.command))
+            if overrides and not args.overridable:
+                _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
+            args.words = argv
+            _settle_paths(args)
+            with _short_warnings(debug):
+                code = args.run(args, overrides)
+            sys.stdout.flush()
+            return code
+        except (KeyboardInterrupt, _Ended):
+            return _say_ended(received)
+        except Exception as error:
+            if received:  # a library has made something else of it
+                return _say_ended(received)
+            if isinstance(error, OSError) and (unheard := _unheard(error)) is not None:
+                return unheard
+            if debug:
+                raise
+            message, code = _in_words(error)
+            tell(f'neuroseg3d: {message}')
+            return code
 
 
 def _unheard(error: OSError) -> int | None:
@@ -629,6 +649,45 @@ def _in_words(error: Exception) -> tuple[str, int]:
 
 #: What libraries say where memory was short, while they compute or while they are loaded.
 _MEMORY = ('DefaultCPUAllocator', 'out of memory', 'annot allocate memory', 'failed to map segment', "can't start new thread", 'Unable to allocate')
+
+
+class _Ended(SystemExit):
+    "SIGTERM."
+
+
+def _say_ended(received: list[int]) -> int:
+    signum = received[0] if received else signal.SIGINT
+    tell('neuroseg3d: interrupted' if signum == signal.SIGINT else f'neuroseg3d: ended by {signal.Signals(signum).name}')
+    return 128 + signum
+
+
+@contextmanager
+def _signals():
+    "SIGINT and SIGTERM end a command, which removes what is half-written; a second one ends it at once. Gives a list of those received."
+    received, process, handled = [], os.getpid(), {}
+
+    def end(signum: int, frame) -> None:
+        if os.getpid() != process:  # a forked worker
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        elif received:
+            os.write(2, b'neuroseg3d: interrupted again: ended at once\n')
+            os._exit(128 + signum)
+        else:
+            received.append(signum)
+            raise KeyboardInterrupt if signum == signal.SIGINT else _Ended(128 + signum)
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        handled = {s: h for s, h in usual.items() if signal.getsignal(s) == h}  # nohup and others have set theirs
+        for signum in handled:
+            signal.signal(signum, end)
+    try:
+        yield received
+    finally:
+        for signum, handler in handled.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from .cases import read_case
 from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
-from .files import filled
+from .files import as_path
+from .folders import Results
 from .grids import on_grid
 from .infer import Prediction, predict_case, read_probabilities, trained_on
 from .layouts import find_cases
@@ -562,7 +563,7 @@ class Dashboard:
         output_dir: str | Path = 'runs/review',  # for saved views and reports
         device: str = 'auto',  # where the model runs
     ):
-        self.cohort, self.output_dir, self.device = cohort, Path(output_dir), device
+        self.cohort, self.output_dir, self.device = cohort, as_path(output_dir, 'output_dir'), device
         self.results: dict[str, Scene] = {}  # cases segmented here
         self.thread: threading.Thread | None = None
         self._quiet = False
@@ -703,7 +704,7 @@ class Dashboard:
         "Write the view as it is shown as a PNG."
         x, y, z = self.index
         path = self.output_dir / f'{self.scene.case.id}_{self.look.modality}_{x}_{y}_{z}.png'
-        with filled(path) as temporary:
+        with Results(self.output_dir, 'dashboard').filled(path.name) as temporary:
             compose(self.scene, self.index, self.look).save(temporary)
         return path
 

@@ -39,7 +39,7 @@ from .augment import Augment, augmentation, monai_to_model_space
 from .cases import read_case
 from .core import InputError, Label
 from .download import download
-from .files import filled
+from .files import as_path, filled
 from .layouts import Study, find_cases
 from .nifti import read_header
 from .split import Split, load_split, make_split, save_split, study_files
@@ -71,6 +71,9 @@ class Data:
     workers: int = -1  # how many of them; -1: by cores
 
     def __post_init__(self):
+        for name in ('root', 'cache_dir'):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(as_path(getattr(self, name), f'data.{name}')))
         bounds = {'n_folds': self.n_folds >= 1, 'fold': 0 <= self.fold < self.n_folds, 'batch_size': self.batch_size >= 0,
                   'foreground_fraction': 0 <= self.foreground_fraction <= 1, 'patch_size': min(self.patch_size) > 0,
                   'overhang': 0 <= self.overhang < 1,

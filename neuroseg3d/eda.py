@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from .cases import read_case
 from .core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
-from .files import write_bytes, write_json, write_table, write_text
+from .folders import Results
 from .layouts import Study, find_cases
 from .viz import PALETTE, Picture, chart, make_view, page_head, page_tail, to_ras
 
@@ -403,17 +403,19 @@ def write_eda(
     schema: str | None = None,  # label schema of all cases; None: what files or layout say
 ) -> Path:  # the page
     "Describe a cohort and write down what was found."
-    found = fingerprint(find_cases(folder, split='all', schema=schema), report)
-    out = Path(output_dir)
-    write_json(out / 'fingerprint.json', found)
+    studies, results = find_cases(folder, split='all', schema=schema), Results(output_dir, 'eda')
+    results.check(['index.html', 'fingerprint.json', 'cases.csv', 'intensities.png', 'volumes.png', 'contrast.png'])
+    found = fingerprint(studies, report)
     rows = [_flat(r) for r in found['cases']]
-    write_table(out / 'cases.csv', rows)
     figures = {'intensities': show_intensities(found), 'volumes': show_volumes(found)} if rows else {}
     if found['summary']['labelled']:
         figures['contrast'] = show_contrast(found)
-    for name, figure in figures.items():
-        write_bytes(out / f'{name}.png', figure.png(dpi=160))
-    return write_text(out / 'index.html', _page(Path(folder).resolve().name, found, list(figures)))
+    with results.turn():
+        results.write_json('fingerprint.json', found)
+        results.write_table('cases.csv', rows)
+        for name, figure in figures.items():
+            results.write(f'{name}.png', figure.png(dpi=160))
+        return results.write('index.html', _page(Path(folder).resolve().name, found, list(figures)))
 
 
 def _page(name: str, found: dict, figures: list[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .cases import check_case, read_case
 from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
-from .files import write_json, write_table
+from .folders import Results
 from .grids import fit_grid, on_grid
 from .layouts import Study, file_role, find_cases, find_study
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from neuroseg3d.checkpoint import Model
 
 # %% auto #0
-__all__ = ['LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes', 'studies_not_trained_on',
-           'read_manifest', 'find_training_cases', 'evaluate_pair', 'check_pairs', 'evaluate', 'write_metrics',
-           'confusion_rows', 'summary_table', 'compare', 'comparison_table']
+__all__ = ['SCORES', 'LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes',
+           'studies_not_trained_on', 'read_manifest', 'find_training_cases', 'evaluate_pair', 'check_pairs', 'evaluate',
+           'scores', 'write_metrics', 'confusion_rows', 'summary_table', 'compare', 'comparison_table']
 
 # %% ../nbs/11a_evaluate.ipynb #66afaba7
 @dataclass(frozen=True)
@@ -267,6 +267,8 @@ def evaluate(
         get_schema(schema)
     predictions, references = find_labels(pred), find_labels(ref)
     pairs = pair_labels(predictions, references, allow_unpaired)
+    if output_dir is not None:
+        scores(output_dir).check(SCORES)
     check_pairs(pairs, pred_schema, ref_schema, over_brain)
     known = _guard(pairs, pred, ref, split, fold, allow_training)
     rows: list[dict] = []
@@ -280,7 +282,7 @@ def evaluate(
     summary = {**summarise(rows), 'empty_masks': empty, **_left_out(predictions, references, pairs), **known,
                'voxel_confusion': {over: _confusion(sum(c[over] for c in counts.values())) for over in counts[case]}}
     if output_dir is not None:
-        write_metrics(rows, summary, Path(output_dir), counts)
+        write_metrics(rows, summary, output_dir, counts)
     return rows, summary
 
 
@@ -307,17 +309,29 @@ def _confusion(counts: np.ndarray) -> dict:
     return {'counts': counts.tolist()} | {k: [[None if np.isnan(v) else float(v) for v in r] for r in m] for k, m in shares.items()}
 
 # %% ../nbs/11a_evaluate.ipynb #7e312adc
+#: The files that scores are written to.
+SCORES: tuple[str, ...] = ('metrics.csv', 'confusion.csv', 'summary.json')
+
+
+def scores(
+    output_dir: str | Path,  # of `evaluate`
+) -> Results:
+    "A folder of scores: it knows which of its files are ours."
+    return Results(output_dir, 'evaluate')
+
+
 def write_metrics(
     rows: Iterable[dict],  # of `score_case`
     summary: dict,  # of `summarise`
-    output_dir: Path,  # made if absent
+    output_dir: str | Path,  # made if absent
     counts: Mapping[str, Mapping[str, np.ndarray]] | None = None,  # case -> 'tumour', 'brain' -> confusion as counts (4, 4)
 ) -> None:
     "Write metrics.csv (a row a case and region), confusion.csv and summary.json."
-    write_table(output_dir / 'metrics.csv', rows)
-    if counts:
-        write_table(output_dir / 'confusion.csv', confusion_rows(counts))
-    write_json(output_dir / 'summary.json', summary)
+    with scores(output_dir).turn() as results:
+        results.write_table('metrics.csv', rows)
+        if counts:
+            results.write_table('confusion.csv', confusion_rows(counts))
+        results.write_json('summary.json', summary)
 
 
 def confusion_rows(

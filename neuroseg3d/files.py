@@ -24,7 +24,7 @@ from typing import Any
 from .core import InputError
 
 # %% auto #0
-__all__ = ['as_path', 'process_mark', 'is_alive', 'make_folder', 'sync_folder', 'disk_error', 'filled', 'write_bytes',
+__all__ = ['as_path', 'process_mark', 'is_alive', 'new_file', 'make_folder', 'sync_folder', 'disk_error', 'filled', 'write_bytes',
            'write_text', 'write_json', 'second_name', 'sweep', 'table_cell', 'write_table']
 
 # %% ../nbs/00c_files.ipynb #43e4978e
@@ -94,8 +94,11 @@ def _suffix(path: Path) -> str:
     return found[0] if found else ''
 
 
-def _new_file(folder: Path, suffix: str) -> Path:
-    "An empty file of a name that no other writer has."
+def new_file(
+    folder: Path,  # that is there
+    suffix: str = '',  # that the name ends with
+) -> Path:
+    "An empty hidden file of a name that no other writer has."
     while True:
         path = folder / f'.neuroseg3d-{process_mark()}-{secrets.token_hex(6)}{suffix}'
         with contextlib.suppress(FileExistsError):
@@ -145,7 +148,7 @@ def disk_error(
     while error is not None and not isinstance(error, OSError):
         if found := re.search(r'\(os error (\d+)\)', str(error)):
             return OSError(int(found[1]), os.strerror(int(found[1])))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error
 
 
@@ -155,10 +158,13 @@ def filled(
 ) -> Iterator[Path]:  # an empty file beside it, whose name ends alike: to be filled
     "A file that appears whole or not at all."
     path = as_path(path)
+    if _TEMPORARY.match(path.name) and path.is_file():  # it is being filled already, and will take its name whole
+        yield path
+        return
     temporary = None
     make_folder(path.parent)
     try:
-        temporary = _new_file(path.parent, _suffix(path))
+        temporary = new_file(path.parent, _suffix(path))
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)

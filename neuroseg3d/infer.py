@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,20 +29,23 @@ from .cases import read_case
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
 from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
-from .files import write_json
+from .files import as_path, sweep, write_json
+from .folders import Results, check_folder
 from .layouts import Study, find_cases, find_study
 from .losses import get_targets, to_regions
 from .nifti import label_header, read_label, save_atomically, store_facts, stored_facts, write_label
 from .postprocess import Held, Postprocess, apply_rules, search_rules
 from .processes import Place, gather, joined, launched, share
+from .records import checked, read_json
 from .split import file_digest
 from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
-__all__ = ['EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case', 'label_by_rules',
-           'masks_by_rules', 'fast_model', 'write_extra', 'read_probabilities', 'infer_file', 'infer_cohort',
-           'note_prediction', 'trained_on', 'tune_rules', 'check_makers', 'store_rules']
+__all__ = ['EXTRAS', 'MANIFEST', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case',
+           'label_by_rules', 'masks_by_rules', 'fast_model', 'write_extra', 'read_probabilities', 'infer_file',
+           'predictions', 'check_outputs', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules',
+           'check_makers', 'store_rules']
 
 # %% ../nbs/11_infer.ipynb #6efb6403
 @dataclass
@@ -271,23 +277,60 @@ def infer_file(
 ) -> Prediction:
     "Segment a study and write its label map on its own grid; files appear when they are complete."
     study = source if isinstance(source, Study) else find_study(source, allow_missing=allow_missing)
+    output, extras = as_path(output, 'output'), tuple(extras)
+    if not output.name.lower().endswith(('.nii', '.nii.gz')):
+        raise InputError(f'{output}: expected a name that ends in .nii or .nii.gz')
+    results = predictions(output.parent)
+    check_outputs(results, [study], [output.name], extras)
     case = read_case(study, with_label=False, allow_missing=allow_missing)
     prediction = predict_case(model, case, device, progress=progress, say=say, keep_image=False)
-    _write(prediction, case, Path(output), schema, extras)
+    _write(results, prediction, case, output.name, schema, extras)
     return prediction
 
 
-def _write(prediction: Prediction, case: Case, output: Path, schema: str | None, extras: Iterable[str]) -> None:
+def _write(results: Results, prediction: Prediction, case: Case, name: str, schema: str | None, extras: Iterable[str]) -> None:
     "All files of a case, or none: the label map comes last."
-    made = []
-    try:
+    with results.turn(), ExitStack() as files:
+        label = files.enter_context(results.filled(name))  # entered first, it is left last
         for kind in extras:
-            made.append(write_extra(output.parent / kind / output.name, prediction, case, kind))
-        write_label(output, prediction.label, case, schema)
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
+            write_extra(files.enter_context(results.filled(f'{kind}/{name}')), prediction, case, kind)
+        write_label(label, prediction.label, case, schema)
+
+
+def predictions(
+    folder: str | Path,  # of label maps
+) -> Results:
+    "A folder of predictions; its manifest keeps what was written."
+    manifest = as_path(folder, 'output_dir') / MANIFEST
+
+    def listed(path: Path) -> bool:  # by a version whose manifest had no checksums of what was written
+        made = _read_entries(manifest) if manifest.is_file() else {}
+        known = {place for e in made.values() for place in (e.get('output'), *(f'{kind}/{e.get("output")}' for kind in EXTRAS))}
+        return path == manifest or path.relative_to(manifest.parent).as_posix() in known
+    return Results(manifest.parent, 'infer', listed, MANIFEST, {'cases': {}})
+
+
+def check_outputs(
+    results: Results,  # of `predictions`
+    studies: Iterable[Study],  # all that are read: none of their files is ever replaced
+    names: Iterable[str],  # of the label maps that are going to be written
+    extras: Iterable[str] = (),  # what else, keys of `EXTRAS`
+) -> None:
+    "Refuse, before the work, what would replace a scan, a reference or any file that is not ours."
+    wanted = [place for name in names for place in (name, *(f'{kind}/{name}' for kind in extras))]
+    there = {(s.st_dev, s.st_ino): p for p in (results.folder / w for w in wanted) if (s := _stat(p))} if wanted else {}
+    for study in studies:
+        for role, path in {**study.images, **({'label': study.label} if study.label is not None else {})}.items():
+            if (s := _stat(Path(path))) and (output := there.get((s.st_dev, s.st_ino))):
+                raise InputError(f'{output}: is a file of the input, {role} of case {study.id}; it would be replaced. Choose another output folder')
+    results.check(wanted)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 # %% ../nbs/11_infer.ipynb #cca89e66
 def _read_ahead(studies: list[Study], allow_missing: bool) -> Iterator[tuple[Study, Future]]:
@@ -314,25 +357,38 @@ def infer_cohort(
     extras: Iterable[str] = (),  # what else to write, keys of `EXTRAS`
 ) -> dict[str, str]:  # case id -> error, for the cases that failed
     "Segment every case of a cohort, or this process's share of it; skip those that this model has finished."
-    folder, studies, extras = Path(output_dir), list(studies), tuple(extras)
-    folder.mkdir(parents=True, exist_ok=True)
-    outputs = {s.id: [folder / f'{s.id}.nii.gz', *(folder / kind / f'{s.id}.nii.gz' for kind in extras)] for s in studies}
+    results, studies, extras = predictions(output_dir), list(studies), tuple(extras)
+    check_folder(results.folder)
     with joined() as place:
-        manifest = _Manifest(folder / 'manifest.json', _fingerprint(model), place)
-        todo = gather([s.id for s in studies if place.rank == 0 and not manifest.is_done(s, outputs[s.id])])  # the first one's word
+        manifest = _Manifest(results, _fingerprint(model))
+        todo = _todo(manifest, studies, extras, place)
         for study in studies:
             if place.rank == 0 and study.id not in todo:
                 report(f'{study.id}: done before')
         own = share([s for s in studies if s.id in todo], place)
-        failures = dict(gather(list(_infer_all(model, own, outputs, manifest, schema, device, report, allow_missing, extras).items())))
-        if place.rank == 0:
-            manifest.put_together()
-    return failures
+        return dict(gather(list(_infer_all(model, own, manifest, schema, device, report, allow_missing, extras).items())))
+
+
+def _todo(manifest: _Manifest, studies: list[Study], extras: tuple[str, ...], place: Place) -> list[str]:
+    "The cases that are left, by the word of the first process; nothing of the user's lies where they are going to be written."
+    said = {}
+    if place.rank == 0:
+        try:
+            manifest.tidy([s.id for s in studies])
+            left = [s for s in studies if not manifest.is_done(s, extras)]
+            check_outputs(manifest.results, studies, [f'{s.id}.nii.gz' for s in left], extras)
+            said = {'left': [s.id for s in left]}
+        except InputError as error:
+            said = {'refused': str(error)}
+    said = gather([said] if said else [])[0]
+    if 'refused' in said:
+        raise InputError(said['refused'])
+    return said['left']
 
 
 def _infer_all(
-    model: Model, todo: list[Study], outputs: dict[str, list[Path]], manifest: _Manifest, schema: str | None, device: str,
-    report: Callable[[str], None], allow_missing: bool, extras: tuple[str, ...],
+    model: Model, todo: list[Study], manifest: _Manifest, schema: str | None, device: str, report: Callable[[str], None],
+    allow_missing: bool, extras: tuple[str, ...],
 ) -> dict[str, str]:
     "Segment studies one after another: case id -> error, for the cases that failed."
     failures, began, said = {}, time.monotonic(), []
@@ -346,9 +402,10 @@ def _infer_all(
         try:
             case = reading.result()
             prediction = predict_case(model, case, device, say=None if said else say, keep_image=False)
-            _write(prediction, case, outputs[study.id][0], schema, extras)
+            with manifest.results.turn():  # another process that works on the same case comes before or after
+                _write(manifest.results, prediction, case, f'{study.id}.nii.gz', schema, extras)
+                manifest.add(study, f'{study.id}.nii.gz', time.monotonic() - start, prediction)
             line = prediction.volumes_text
-            manifest.add(study, outputs[study.id][0], time.monotonic() - start, prediction)
         except (InputError, MemoryError, OSError, RuntimeError) as error:
             failures[study.id] = str(error) or type(error).__name__
             line = f'FAILED: {failures[study.id]}'
@@ -362,46 +419,63 @@ def _time_left(seconds: float, done: int, total: int) -> str:
     return f'({each:.1f} s a case' + (f', {each * (total - done) / 60:.1f} min left)' if done < total else ')')
 
 # %% ../nbs/11_infer.ipynb #89d3745d
+MANIFEST = 'manifest.json'
+
+
 class _Manifest:
-    "What made each output, kept beside the outputs and rewritten after each case; of several processes each keeps a part."
+    "What made each output, kept beside the outputs: read, completed and written again after each case, while others wait."
 
-    def __init__(self, path: Path, model: dict, place: Place = Place()):
-        self.path, self.model = path, model
-        self.own = path if place.rank == 0 else path.with_name(f'.{path.name}.part{place.rank}')
-        self.cases: dict[str, dict] = {}
-        if place.rank == 0:  # parts are left over where processes were killed
-            self.put_together()
+    def __init__(self, results: Results, model: dict):
+        self.results, self.model, self.path = results, model, results.folder / MANIFEST
+        self.cases = _read_entries(self.path) if self.path.is_file() else {}
 
-    def put_together(self) -> None:
-        "One file of all parts."
-        parts = sorted(self.path.parent.glob(f'.{self.path.name}.part*'))
-        for path in [p for p in (self.path, *parts) if p.is_file()]:
-            try:
-                self.cases |= json.loads(path.read_text(encoding='utf-8'))['cases']
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f'{path}: not a manifest that this version can read: {error}') from None
-        if parts:
-            self.write()
+    def tidy(self, ids: Iterable[str]) -> None:
+        "Take in the parts of a manifest and remove the half-written files that killed processes have left."
+        if not self.path.parent.is_dir():
+            return
+        with self.results.turn():
+            folders = (self.path.parent, *(self.path.parent / kind for kind in EXTRAS))
+            for folder in folders:
+                sweep(folder)
+                for path in folder.glob('.*.nii*') if folder.is_dir() else ():  # names that earlier versions gave
+                    if (found := re.fullmatch(r'\.(.+)-[a-z0-9_]{8}\.nii(\.gz)?', path.name)) and found[1] in ids:
+                        path.unlink(missing_ok=True)
+            parts = sorted(self.path.parent.glob(f'.{MANIFEST}.part*'))
+            if parts:
+                self._put({case: entry for path in parts for case, entry in _read_entries(path).items()})
             for path in parts:
                 path.unlink()
 
-    def is_done(self, study: Study, outputs: Iterable[Path]) -> bool:
+    def is_done(self, study: Study, extras: Iterable[str]) -> bool:
         "Whether this model made these outputs of this input."
-        entry = self.cases.get(study.id)
-        made = bool(entry) and all(path.is_file() for path in outputs)
-        return made and entry['model'] == self.model and entry['inputs'] == _inputs(study)
+        entry, folder, name = self.cases.get(study.id), self.path.parent, f'{study.id}.nii.gz'
+        made = bool(entry) and all(path.is_file() for path in (folder / name, *(folder / kind / name for kind in extras)))
+        return made and entry.get('model') == self.model and entry.get('inputs') == _inputs(study)
 
-    def add(self, study: Study, output: Path, seconds: float, prediction: Prediction) -> None:
-        "Note a finished case and write the manifest."
+    def add(self, study: Study, output: str, seconds: float, prediction: Prediction) -> None:
+        "Note a finished case."
         files = dict.fromkeys(study.images.values())
-        self.cases[study.id] = {'output': output.name, 'inputs': _inputs(study), 'sha256': {p.name: file_digest(p) for p in files},
-                                'model': self.model, 'seconds': round(seconds, 2), 'versions': _versions(),
-                                'missing': prediction.missing, 'volumes_ml': prediction.volumes_ml, 'intervals_ml': _finite(prediction.intervals_ml)}
-        self.write()
+        self._put({study.id: {
+            'output': output, 'inputs': _inputs(study), 'sha256': {p.name: file_digest(p) for p in files}, 'model': self.model,
+            'seconds': round(seconds, 2), 'versions': _versions(), 'missing': prediction.missing, 'volumes_ml': prediction.volumes_ml,
+            'intervals_ml': _finite(prediction.intervals_ml)}})
 
-    def write(self) -> None:
-        "Write what this process knows."
-        write_json(self.own, {'cases': self.cases})
+    def _put(self, entries: dict[str, dict]) -> None:
+        "Add entries to what the file holds now."
+        with self.results.turn():
+            content = _read_manifest(self.path) if self.path.is_file() else {'cases': {}}
+            self.cases = {**content['cases'], **entries}
+            write_json(self.path, {**content, 'cases': self.cases})
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    "The content of a manifest."
+    content = read_json(path, dict[str, Any], 'manifest')
+    return {**content, 'cases': checked(content.get('cases'), dict[str, dict[str, Any]], str(path), ('cases',))}
+
+
+def _read_entries(path: Path) -> dict[str, dict]:
+    return _read_manifest(path)['cases']
 
 
 def note_prediction(
@@ -412,8 +486,8 @@ def note_prediction(
     prediction: Prediction,  # of `infer_file`
 ) -> None:
     "Note in a manifest what made a label map, as `infer_cohort` does: `evaluate` and `report` read it."
-    output = Path(output)
-    _Manifest(output.parent / 'manifest.json', _fingerprint(model)).add(study, output, seconds, prediction)
+    output = as_path(output, 'output')
+    _Manifest(predictions(output.parent), _fingerprint(model)).add(study, output.name, seconds, prediction)
 
 
 def _inputs(study: Study) -> dict[str, list]:

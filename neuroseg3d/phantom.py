@@ -26,7 +26,8 @@ from skimage.graph import MCP_Geometric
 from tqdm import tqdm
 
 from .core import MODALITIES, Case, Geometry, InputError, Label
-from .files import filled, make_folder, sweep, write_json
+from .files import as_path, filled, make_folder, sweep, write_json
+from .folders import Results
 
 # %% auto #0
 __all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'FOSSA', 'TEXTURE', 'NOISE',
@@ -1149,14 +1150,20 @@ def write_cohort(
     spacing = check_spacing(spacing_mm)
     geometry = phantom_geometry(0, spacing, shape)
     recipe = {'seed': seed, 'spacing_mm': list(spacing), 'shape': list(geometry.shape), 'generator': GENERATOR}
-    folder = Path(folder).absolute()
+    folder = as_path(folder, 'output_dir').absolute()
+    with Results(folder, 'phantom').alone():
+        return _grow(folder, recipe, n, n_test, workers or usable_cores(), progress)
+
+
+def _grow(folder: Path, recipe: dict, n: int, n_test: int, workers: int, progress: bool) -> Path:
+    "Make the patients that a cohort lacks."
     found = _open_cohort(folder, recipe)
     names = _names(max(n, found['numTraining']), max(n_test, found['numTest']))
     for part in (f'{kind}{p}' for p, some in names.items() if some for kind in ('images', 'labels')):
         sweep(make_folder(folder / part))
     jobs = [(part, name) for part, some in names.items() for name in some if not _paths(folder, part, name)[0].exists()]
     from neuroseg3d.phantom import write_case as make  # by its module's name, which a worker process can import
-    _run(partial(make, folder=folder, seed=seed, spacing_mm=spacing, shape=geometry.shape), jobs,
-         workers or usable_cores(), progress)
+    work = partial(make, folder=folder, seed=recipe['seed'], spacing_mm=tuple(recipe['spacing_mm']), shape=tuple(recipe['shape']))
+    _run(work, jobs, workers, progress)
     write_json(folder / 'dataset.json', describe_cohort(recipe, names), indent=2)
     return folder

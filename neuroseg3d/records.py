@@ -69,7 +69,7 @@ def _text(content: bytes, where: str) -> str:
 
 # %% ../nbs/00_records.ipynb #b433f522
 #: Nesting and number of values that a descriptive file may have, and digits that a whole number may have.
-DEEPEST, MOST, DIGITS = 64, 3_000_000, 18
+DEEPEST, MOST, DIGITS = 64, 3_000_000, 20
 
 
 def place(

@@ -24,6 +24,8 @@ from .checkpoint import Model
 from .core import REGIONS, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
+from .files import as_path, sweep
+from .folders import Results
 from .grids import fit_grid, on_grid
 from .infer import read_probabilities, trained_on
 from .layouts import Study, find_cases
@@ -34,7 +36,8 @@ from .viz import page_head, page_tail, show_planes
 from .xai import shapley_values
 
 # %% auto #0
-__all__ = ['CohortRow', 'in_order', 'cohort_html', 'write_report', 'read_results', 'check_results', 'report_cohort']
+__all__ = ['CohortRow', 'in_order', 'cohort_html', 'write_report', 'check_pages', 'read_results', 'check_results',
+           'report_cohort']
 
 # %% ../nbs/14_report.ipynb #694a2dfb
 @dataclass
@@ -239,14 +242,26 @@ def write_report(
     warnings: Sequence[str] = (),  # to be said at the head
 ) -> Path:  # `path`
     "Write a page for a cohort and one for each of its cases; the cohort's page comes last, and whole."
-    path, rows, used = Path(path), [], set()
-    for result in results:
-        name = _file_name(result.case.id, used)
-        write_case(result, path.parent / 'cases' / name, card, provenance, options, f'../{path.name}')
-        rows.append(_row(result, f'cases/{name}'))
-    if not rows:
-        raise InputError(f'{path}: found no case to report, expected some')
-    return write_page(cohort_html(rows, title, card, provenance, other, warnings), path)
+    path, rows, used = as_path(path), [], set()
+    with Results(path.parent, 'report').alone([path.name]):
+        sweep(path.parent / 'cases')
+        for result in results:
+            name = _file_name(result.case.id, used)
+            write_case(result, path.parent / 'cases' / name, card, provenance, options, f'../{path.name}')
+            rows.append(_row(result, f'cases/{name}'))
+        if not rows:
+            raise InputError(f'{path}: found no case to report, expected some')
+        return write_page(cohort_html(rows, title, card, provenance, other, warnings), path)
+
+
+def check_pages(
+    path: str | Path,  # the cohort's HTML file
+    cases: Iterable[str],  # that get a page, in their order
+) -> None:
+    "Refuse, before the work, a folder that cannot be written to, or in which a page of the user's would be replaced."
+    path, used = as_path(path), set()
+    Results(path.parent, 'report').check([path.name])
+    Results(path.parent / 'cases', 'report').check([_file_name(case, used) for case in cases])
 
 
 def _file_name(case: str, used: set[str]) -> str:
@@ -401,6 +416,7 @@ def report_cohort(
     say: Callable[[str], None] | None = None,  # gets a line a case, when its page is written
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
+    check_pages(path, sorted(find_labels(pred)))
     for folder in (pred, compare_with) if compare_with is not None else (pred,):
         check_results(folder, data, pred_schema, ref_schema)
     seen, unknown = _trained_on(pred, data, split, model)

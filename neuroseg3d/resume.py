@@ -109,9 +109,10 @@ class StopSignals:
     def _note(self, signum: int, frame) -> None:
         if os.getpid() != self._process:  # a data-loader worker: its parent decides
             return
-        if self.received == signum:  # again
-            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
+        if self.received == signum:  # again: at once, without a checkpoint
+            signal.signal(signum, signal.SIG_IGN)
+            os.write(2, f'neuroseg3d: ended by a second {signal.Signals(signum).name}, without another checkpoint\n'.encode())
+            raise Interrupted(128 + signum)
         self.received = self.received or signum
 
 

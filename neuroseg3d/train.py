@@ -33,7 +33,8 @@ from .checkpoint import KEY, describe, description
 from .config import build, set_dotted, to_dict
 from .core import REGIONS, InputError, regions_to_labels
 from .data import Data, MachinePlan, SegmentationData
-from .files import write_text
+from .files import as_path
+from .folders import Results
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
 from .processes import device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met
@@ -49,7 +50,8 @@ __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'paramete
            'SegmentationTask', 'ProgressLines', 'progress_callbacks', 'enter_processes', 'processes_of',
            'training_device', 'time_step', 'smaller_steps', 'altered', 'settings_that_fit', 'try_step',
            'choose_precision', 'cpu_has_bf16', 'faster_precision', 'Forecast', 'forecast', 'make_trainer', 'RunData',
-           'open_data', 'provenance_of', 'settled', 'why_finished', 'loader_error', 'fit', 'best_checkpoint']
+           'open_data', 'provenance_of', 'settled', 'why_finished', 'loader_error', 'fit', 'run_results',
+           'best_checkpoint']
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class TrainerConfig:
     compile: bool = False  # torch.compile the network; where that fails it is trained without
 
     def __post_init__(self):
+        object.__setattr__(self, 'output_dir', str(as_path(self.output_dir, 'trainer.output_dir')))
         least = {'max_steps': 1, 'val_every_steps': 1, 'checkpoint_every_steps': 1, 'keep_best': 1, 'accumulate': 1,
                  'patience': 0, 'checkpoint_every_minutes': 0}
         for name in (n for n, value in least.items() if getattr(self, n) < value):
@@ -704,9 +707,33 @@ def fit(
 ) -> Path:  # the best checkpoint by validation Dice
     "Train, or go on training, to `trainer.max_steps`."
     enter_processes(config)
-    output_dir = Path(config.trainer.output_dir)
+    if not is_first_process():
+        return _fit(config, ckpt_path, resume, extend_to, verbose)
+    with run_results(config.trainer.output_dir).alone():  # a second training in the folder is refused
+        return _fit(config, ckpt_path, resume, extend_to, verbose)
+
+
+def run_results(
+    output_dir: str | Path,  # of a run
+) -> Results:
+    "The folder of a run; what lies in the folder of a run of ours is ours."
+    folder = CheckpointFolder((output_dir := as_path(output_dir, 'trainer.output_dir')) / 'checkpoints')
+    return Results(output_dir, 'train', lambda path: bool(folder.candidates()))
+
+
+def _check_free(results: Results) -> None:
+    "A run that begins replaces nothing of the user's; one that was ended before its first checkpoint has left what is ours."
+    results.check(['config.yaml', 'split.json'], 'trainer.output_dir')
+    if not results.is_ours('config.yaml'):
+        results.check(['logs/metrics.csv', *(f'checkpoints/{n}.ckpt' for n in ('best', 'last', 'previous', 'next', 'damaged'))], 'trainer.output_dir')
+
+
+def _fit(config: Config, ckpt_path: str | Path | None, resume: str, extend_to: int | None, verbose: bool) -> Path:
+    output_dir = as_path(config.trainer.output_dir, 'trainer.output_dir')
     say = print if verbose and is_first_process() else lambda *words, **how: None
     start = resume_point(output_dir, ckpt_path, resume)
+    if is_first_process():
+        _check_free(run_results(output_dir))
     config = settled(config, start, extend_to)
     if start is None:
         _check_patch(config)
@@ -789,5 +816,7 @@ def best_checkpoint(
 
 def _write_settings(config: Config, data: SegmentationData, output_dir: Path) -> None:
     "Keep the settings and the split beside the run."
-    write_text(output_dir / 'config.yaml', yaml.safe_dump(to_dict(config), sort_keys=False))
-    save_split(data.split, output_dir / 'split.json')
+    results = run_results(output_dir)
+    results.write('config.yaml', yaml.safe_dump(to_dict(config), sort_keys=False))
+    with results.filled('split.json') as temporary:
+        save_split(data.split, temporary)

@@ -10,6 +10,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, product
@@ -35,6 +36,7 @@ from .cases import read_case
 from .checkpoint import Model
 from .core import LABEL_NAMES, MODALITIES, REGIONS, REGION_NAMES, Case, InputError, Label, regions_to_labels
 from .files import write_bytes, write_json
+from .folders import Results
 from .infer import choose_device, masks_by_rules, rules_of
 from .layouts import Study, find_study
 from .losses import get_targets, to_regions
@@ -48,7 +50,8 @@ __all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_we
            'dropout_chance', 'shapley_values', 'show_shapley', 'region_logit', 'Part', 'Question', 'ask', 'Sanity',
            'Attribution', 'grad_cam', 'blurred', 'integrated_gradients', 'occlusion', 'blocks', 'randomised',
            'similarity', 'concordance', 'sanity_check', 'sanity_cascade', 'shapley_map', 'Method', 'explain_case',
-           'verdict', 'amount', 'show_attribution', 'write_map', 'describe_attribution', 'explain_file']
+           'verdict', 'amount', 'show_attribution', 'write_map', 'describe_attribution', 'explain_file',
+           'check_explanations']
 
 # %% ../nbs/13_xai.ipynb #94666cb3
 Coalition = frozenset[str]
@@ -875,33 +878,43 @@ def explain_file(
     if unknown or not methods:
         raise InputError(f'method: found {", ".join(unknown) or "none"}, expected some of {", ".join(METHODS)}')
     study = source if isinstance(source, Study) else find_study(source, allow_missing=allow_missing)
+    check_explanations(output_dir, study, region, methods)
     case = read_case(study, with_label=False, allow_missing=allow_missing)
     question = ask(model, case, region, device=device)
     maps = {}
     for name in methods:
         tell = (lambda done, of, name=name: progress(name, done, of)) if progress else None
         maps[name] = explain_case(question, name, progress=tell)
-    return _write_all(Path(output_dir), case, question, maps)
+    return _write_all(Results(output_dir, 'explain'), case, question, maps)
 
 
-def _write_all(folder: Path, case: Case, question: Question, maps: dict[str, Attribution]) -> Path:
+def check_explanations(
+    output_dir: str | Path,  # as for `explain_file`
+    study: Study,  # that is going to be explained
+    region: str,  # as for `explain_file`
+    methods: Sequence[str],  # as for `explain_file`
+) -> None:
+    "Refuse, before the work, a folder that cannot be written to, or in which a file of the user's would be replaced."
+    start = f'{study.id}_{region}'
+    names = [f'{start}_{method}{suffix}' for method in methods for suffix in ('.nii.gz', '.png')]
+    Results(output_dir, 'explain').check([*names, f'{start}.json', *([f'{start}_sequences.png'] if 'shapley' in methods else [])])
+
+
+def _write_all(results: Results, case: Case, question: Question, maps: dict[str, Attribution]) -> Path:
     "All files of a case, or none."
-    start, made = f'{case.id}_{question.region}', []
+    start = f'{case.id}_{question.region}'
     about = {'case': case.id, 'region': question.region, 'explained': 'mean log-odds of the region over the voxels the model gives to it',
              'checkpoints': [p.name for p in question.model.paths], 'neuroseg3d': __version__,
              'notice': 'Research software, not a medical device: not for diagnosis or treatment.',
              'methods': {name: describe_attribution(a) for name, a in maps.items()}}
-    try:
+    with results.turn(), ExitStack() as files:
+        write_json(files.enter_context(results.filled(f'{start}.json')), about)  # entered first, it is left last
         for name, a in maps.items():
-            made.append(write_map(folder / f'{start}_{name}.nii.gz', a, case))
-            made.append(write_bytes(folder / f'{start}_{name}.png', _with_words(show_attribution(case, a).png(), [verdict(a), a.limits])))
+            write_map(files.enter_context(results.filled(f'{start}_{name}.nii.gz')), a, case)
+            write_bytes(files.enter_context(results.filled(f'{start}_{name}.png')), _with_words(show_attribution(case, a).png(), [verdict(a), a.limits]))
             if a.shapley:
-                made.append(write_bytes(folder / f'{start}_sequences.png', show_shapley(a.shapley, 'white').png()))
-        return write_json(folder / f'{start}.json', about)
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
+                write_bytes(files.enter_context(results.filled(f'{start}_sequences.png')), show_shapley(a.shapley, 'white').png())
+    return results.folder / f'{start}.json'
 
 
 def _with_words(png: bytes, paragraphs: Sequence[str]) -> bytes:
