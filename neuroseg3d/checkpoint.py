@@ -20,7 +20,7 @@ import torch
 from . import __version__
 from .config import build
 from .core import MODALITIES, REGIONS, InputError
-from .files import as_path, filled, write_bytes, write_json
+from .files import as_path, filled, write_json
 from .schemas import get_schema
 from .tensors import read_tensors, write_tensors
 from .transforms import Space

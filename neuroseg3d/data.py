@@ -39,7 +39,7 @@ from .augment import Augment, augmentation, monai_to_model_space
 from .cases import read_case
 from .core import InputError, Label
 from .download import download
-from .files import as_path, filled
+from .files import as_path
 from .layouts import Study, find_cases
 from .nifti import read_header
 from .split import Split, load_split, make_split, save_split, study_files
