@@ -28,8 +28,8 @@ from .unet import UNet, UNetConfig
 from .windows import Windows
 
 # %% auto #0
-__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'load_checkpoint', 'describe', 'description',
-           'Model', 'averaged_weights', 'check_finite', 'model_facts', 'export_model', 'read_export', 'write_ensemble',
+__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'check_finite', 'load_checkpoint', 'describe',
+           'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'write_ensemble',
            'read_ensemble', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
@@ -41,6 +41,17 @@ def save_checkpoint(
     with filled(path) as temporary, open(temporary, 'wb') as file:
         torch.save(dict(content), file)
     return as_path(path)
+
+
+def check_finite(
+    weights: Mapping[str, Any],  # by name; what is no tensor of real numbers is passed over
+    path: str | Path,  # of their file, for the error
+) -> None:
+    "Refuse weights that are not numbers: a network with one of them finds no tumour, or all."
+    for name, values in weights.items():
+        if isinstance(values, torch.Tensor) and values.is_floating_point() and not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise InputError(f'{path}: {bad:,} of {values.numel():,} weights of {name} are NaN or infinite; take an earlier checkpoint, or train again')
 
 
 def load_checkpoint(
@@ -123,17 +134,6 @@ def averaged_weights(
     "The weights to predict with: the averaged ones where there are any."
     prefix = 'ema.module.' if about['config']['optim']['ema_decay'] > 0 else 'network.'
     return {k.removeprefix(prefix): v for k, v in content['state_dict'].items() if k.startswith(prefix)}
-
-
-def check_finite(
-    weights: Mapping[str, Any],  # by name; what is no tensor of real numbers is passed over
-    path: str | Path,  # of their file, for the error
-) -> None:
-    "Refuse weights that are not numbers: a network with one of them finds no tumour, or all."
-    for name, values in weights.items():
-        if isinstance(values, torch.Tensor) and values.is_floating_point() and not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).sum())
-            raise InputError(f'{path}: {bad:,} of {values.numel():,} weights of {name} are NaN or infinite; take an earlier checkpoint, or train again')
 
 
 def _network(weights: Mapping[str, torch.Tensor], about: Mapping[str, Any], path: Path) -> UNet:
