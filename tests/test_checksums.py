@@ -30,6 +30,7 @@ def metadata(path):
         return file.metadata()
 
 
+@pytest.mark.contract('refused', 'models', 'an exported model in which one bit has changed', 'the error says that it is damaged')
 def test_a_flipped_bit_anywhere_in_a_model_is_refused(tmp_path):
     model = shutil.copy(STARTER, tmp_path / 'm.safetensors')
     header = 8 + int.from_bytes(model.read_bytes()[:8], 'little')
@@ -53,6 +54,7 @@ def test_every_weight_is_under_the_checksum(tmp_path):
     assert read_export(tmp_path / 'm.safetensors')[0].keys() == weights.keys()
 
 
+@pytest.mark.contract('warned', 'models', 'a model that was exported before there were checksums', 'used; the line says how to export it again')
 def test_a_model_from_before_checksums_is_read_with_a_warning_and_exported_again_without(tmp_path, capsys):
     old, new = tmp_path / 'old.safetensors', tmp_path / 'new.safetensors'
     save_file(load_file(STARTER), old, {KEY: metadata(STARTER)[KEY]})
@@ -66,6 +68,7 @@ def test_a_model_from_before_checksums_is_read_with_a_warning_and_exported_again
     assert all(torch.equal(x, y) for x, y in zip(a.networks[0].parameters(), b.networks[0].parameters(), strict=True))
 
 
+@pytest.mark.contract('refused', 'models', 'weights that are NaN or infinite', 'the error names the tensor')
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, value):
     weights, path = load_file(STARTER), tmp_path / 'm.safetensors'
@@ -82,6 +85,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, value):
         load_checkpoint(tmp_path / 'c.ckpt')
 
 
+@pytest.mark.contract('warned', 'models', 'a cached case in which one bit has changed', 'made again')
 def test_a_cached_case_that_lost_a_bit_is_made_again_and_said(tmp_path):
     write_study(tmp_path / 'data', 'BraTS-GLI-00001-000', {1: 30, 2: 20, 3: 10})
     cases = lambda: DiskCases(find_cases(tmp_path / 'data'), Prepare(Space()), tmp_path / 'cache')  # noqa: E731

@@ -152,6 +152,7 @@ def test_a_cavity_and_a_cyst_stay_where_the_schema_has_them(tmp_path):
     assert counts == [[20, 30, 10], [5, 30, 30]]
 
 
+@pytest.mark.contract('refused', 'cohorts', 'a case that cannot be converted, or whose name is taken', 'nothing of it is written, the others are converted')
 def test_a_bad_case_is_named_and_the_others_are_converted(cohort, tmp_path, capsys):
     own = tmp_path / 'own'
     for case in ('good', 'torn', 'odd', 'GOOD'):
@@ -168,6 +169,7 @@ def test_a_bad_case_is_named_and_the_others_are_converted(cohort, tmp_path, caps
     assert left == ['dataset.json', 'imagesTr/GOOD.nii.gz', 'labelsTr/GOOD.nii.gz']  # nothing of a case that failed
 
 
+@pytest.mark.contract('refused', 'outputs', 'an output folder of `convert` that is not empty', 'nothing in it is touched')
 def test_nothing_is_replaced(cohort, tmp_path, capsys):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'mine.txt').write_text('x')

@@ -47,6 +47,7 @@ def voxels(case):
 PEDS = {'ENHANCING': 30, 'NON_ENHANCING': 30, 'EDEMA': 5}
 
 
+@pytest.mark.contract('converted', 'labels', 'BraTS-PEDs, where 1 is enhancing, 3 a cyst and 4 edema', 'the ids of its release, a cyst as non-enhancing')
 @pytest.mark.parametrize('case', ['BraTS-PED-00019-000', 'brats_ped_00019_000', 'BraTS-PEDs-00019-000'])
 def test_children_have_their_enhancing_tumour_and_their_edema(tmp_path, case):
     write_study(tmp_path, case)
@@ -67,6 +68,7 @@ def test_children_in_a_folder_of_their_collection_and_of_the_year_with_other_ids
     assert voxels(read(old)) == {'NON_ENHANCING': 30, 'EDEMA': 20, 'ENHANCING': 10}
 
 
+@pytest.mark.contract('warned', 'labels', 'BraTS-PEDs without id 4, which may be of 2023 or of 2024', 'read as of 2024, and the line says how 2023 differs')
 def test_children_without_edema_may_be_of_either_year_which_is_said(tmp_path):
     write_study(tmp_path, 'BraTS-PED-00019-000', {1: 30, 2: 20, 3: 10})
     with pytest.warns(UserWarning, match='release of 2023 has 1 non-enhancing, 2 edema, 3 enhancing'):
@@ -86,12 +88,14 @@ def test_names_of_2017_have_enhancing_tumour_at_four(tmp_path, case):
     assert voxels(read(tmp_path)) == {'NON_ENHANCING': 30, 'EDEMA': 20, 'ENHANCING': 5}
 
 
+@pytest.mark.contract('warned', 'labels', 'a resection cavity (id 4 of BraTS 2024)', 'background, with its number of voxels')
 def test_a_cavity_beside_enhancing_tumour_is_background_and_said(tmp_path):
     write_study(tmp_path, 'BraTS-GLI-00005-100')
     with pytest.warns(UserWarning, match='5 voxels of resection cavity'):
         assert voxels(read(tmp_path)) == {'NON_ENHANCING': 30, 'EDEMA': 20, 'ENHANCING': 10}
 
 
+@pytest.mark.contract('refused', 'labels', 'id 4 that its names do not explain', 'the error says which schemas it may be of, and the options that name one')
 @pytest.mark.parametrize(('case', 'ids', 'meant'), [
     ('BraTS-GLI-00005-100', (1, 2, 4), r'no 3 .*enhancing tumour \(brats2017\) or resection cavity \(brats2023\)'),
     ('BraTS-GLI-00005-100', (4,), r'no 3 .*enhancing tumour \(brats2017\) or resection cavity \(brats2023\)'),
@@ -108,6 +112,7 @@ def test_a_four_that_may_be_something_else_is_refused_until_it_is_named(tmp_path
     assert list(voxels(read(tmp_path, 'brats-peds')).values()) == list(expected.values())
 
 
+@pytest.mark.contract('refused', 'labels', 'labels of a collection whose ids mean something else', 'the error says what they are')
 def test_collections_whose_ids_are_something_else_are_refused_with_the_reason(tmp_path):
     write_study(tmp_path / 'LUMIERE', 'Patient-001', {1: 9, 2: 9})
     with pytest.raises(InputError, match='labels of LUMIERE are not read without a schema: .*edema=1,enhancing=2'):
@@ -131,6 +136,7 @@ def test_a_mask_that_names_a_schema_nobody_knows_is_named_in_the_error(tmp_path)
         read_label(tmp_path / 'm.nii.gz')
 
 
+@pytest.mark.contract('refused', 'labels', 'a schema such as `edema=²`, or one that names an id twice', 'the error says which part')
 @pytest.mark.parametrize('schema', ['edema=²', 'edema=٣', 'edema=+1', f'edema={"9" * 5000}', 'edema=1,edema=2', 'edema=1,enhancing=1', 'nonsense'])
 def test_a_schema_that_cannot_be_read_is_a_short_error(tmp_path, capsys, schema):
     write_study(tmp_path, 'BraTS-GLI-00001-000', {1: 3, 2: 3, 3: 3})
