@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .core import LABEL_NAMES, InputError, Label
+from .records import read_json
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'COLLECTIONS', 'NAME_IT', 'Schema', 'get_schema', 'to_canonical', 'from_canonical', 'Collection',
@@ -215,6 +216,8 @@ def settle_schema(
 ) -> str:
     "What names imply, the label's own before its case's, unless the ids contradict it: then an error that says which schemas they could be of."
     found, collection = {int(v) for v in values}, find_collection(path)
+    if (collection is not None or 4 in found) and _is_stated(Path(path), implied):
+        return implied
     if collection is not None and collection.schema and implied in ('brats2017', 'brats2023'):  # of its naming: the collection knows better
         implied = collection.schema
     shown = ', '.join(map(str, sorted(found)))
@@ -228,6 +231,15 @@ def settle_schema(
         warnings.warn(f'{path}: read as brats-peds (1 enhancing, 2 non-enhancing, 3 cyst, 4 edema); the release of 2023 has 1 non-enhancing, 2 edema, '
                       '3 enhancing under the same names: if it is of that, name brats2023', stacklevel=2)
     return implied
+
+
+def _is_stated(path: Path, schema: str) -> bool:
+    "Whether the dataset.json of a folder of labels states just this schema."
+    file = path.parent.parent / 'dataset.json'
+    if not path.parent.name.startswith('labelsT') or not file.is_file():
+        return False
+    labels = read_json(file, dict, 'dataset.json').get('labels')
+    return isinstance(labels, dict) and schema_of_labels(labels) == schema
 
 
 def _refuse_four(found: set[int], shown: str, collection: Collection | None, path: str | Path) -> None:

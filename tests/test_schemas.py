@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 
 import nibabel as nib
@@ -153,6 +154,23 @@ def test_evaluate_scores_a_child_against_itself_in_another_schema(tmp_path, caps
     printed = capsys.readouterr().out
     assert [re.search(rf'^{region} +([\d.]+)', printed, re.MULTILINE).group(1) for region in ('WT', 'TC', 'ET')] == ['1.000'] * 3
     assert home.name in (tmp_path / 'out' / 'metrics.csv').read_text()
+
+
+def test_a_dataset_json_states_its_ids_whatever_the_cases_are_called(tmp_path, capsys):
+    "Children, relabelled in the ids of BraTS 2023: what the description says counts, not the name."
+    home = write_study(tmp_path / 'own', 'BraTS-PED-00019-000', {1: 30, 2: 20, 3: 10})
+    images = np.stack([nib.load(home / f'{home.name}-{n}.nii.gz').get_fdata() for n in ('t2f', 't1n', 't1c', 't2w')], axis=-1)
+    for folder, image in (('imagesTr', nib.Nifti1Image(images.astype(np.int16), AFFINE)), ('labelsTr', nib.load(home / f'{home.name}-seg.nii.gz'))):
+        (tmp_path / 'msd' / folder).mkdir(parents=True)
+        nib.save(image, tmp_path / 'msd' / folder / f'{home.name}.nii.gz')
+    (tmp_path / 'msd' / 'dataset.json').write_text(json.dumps({'modality': {'0': 'FLAIR', '1': 'T1w', '2': 'T1gd', '3': 'T2w'}, 'labels': {
+        '0': 'background', '1': 'necrotic core', '2': 'edema', '3': 'enhancing tumour'}}))
+    case = read(tmp_path / 'msd')
+    assert voxels(case) == {'NON_ENHANCING': 30, 'EDEMA': 20, 'ENHANCING': 10} and case.schema == 'brats2023'
+    write_label(tmp_path / 'pred' / f'{home.name}.nii.gz', case.label, case, 'msd')
+    assert main(['evaluate', '--pred', str(tmp_path / 'pred'), '--ref', str(tmp_path / 'msd'), '--output_dir', str(tmp_path / 'out')]) == 0
+    printed = capsys.readouterr().out
+    assert [re.search(rf'^{region} +([\d.]+)', printed, re.MULTILINE).group(1) for region in ('WT', 'TC', 'ET')] == ['1.000'] * 3
 
 
 def test_the_sentence_with_the_options_names_options_that_there_are():
