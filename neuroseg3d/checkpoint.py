@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from . import __version__
 from .config import build
 from .core import MODALITIES, REGIONS, InputError
 from .files import as_path, filled, write_json
+from .folders import check_folder
+from .records import read_json
 from .schemas import get_schema
 from .tensors import read_tensors, write_tensors
 from .transforms import Space
@@ -166,9 +169,13 @@ def export_model(
     path: str | Path,  # a .safetensors file; the JSON beside it gets the same name
 ) -> Path:  # `path`
     "Write the model of a checkpoint for inference: safetensors with a checksum, and JSON."
-    source, path = Path(source), Path(path)
+    source, path = as_path(source, 'ckpt_path'), as_path(path, 'output_path')
     if path.suffix != '.safetensors':
         raise InputError(f'{path}: expected a name that ends in .safetensors')
+    check_folder(path.parent, 'output_path')
+    for file, is_ours in ((path, _is_export), (path.with_suffix('.json'), _is_about_export)):
+        if os.path.lexists(file) and not is_ours(file):
+            raise InputError(f'{file}: is there already and is no exported model; it would be replaced. Choose another name, or move it away')
     if source.suffix == '.safetensors':
         weights, about = read_export(source)
         facts = {k: v for k, v in about.items() if k != 'config'}  # as they were
@@ -180,6 +187,23 @@ def export_model(
     write_json(path.with_suffix('.json'), facts)
     write_tensors(path, weights, {KEY: json.dumps(facts)})
     return path
+
+
+def _is_export(path: Path) -> bool:
+    "Whether a file is a model that we have exported."
+    try:
+        with safe_open(path, 'pt') as file:
+            return KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def _is_about_export(path: Path) -> bool:
+    "Whether a file is the JSON beside an exported model."
+    try:
+        return {'format', 'modalities', 'architecture', 'normalisation'} <= set(read_json(path, dict[str, Any]))
+    except InputError:
+        return False
 
 
 def read_export(
@@ -214,7 +238,12 @@ def write_ensemble(
     postprocess: Mapping[str, Any] | None = None,  # rules of the whole; None: those of the first member
 ) -> Path:  # `path`
     "Write down which models are averaged."
-    path = Path(path)
+    path = as_path(path)
+    if os.path.lexists(path):
+        try:
+            read_ensemble(path)
+        except InputError:
+            raise InputError(f'{path}: is there already and is no ensemble; it would be replaced. Move it away') from None
     names = [Path(os.path.relpath(m, path.parent)).as_posix() for m in members]
     content = {'format': FORMAT, 'members': names, 'postprocess': dict(postprocess) if postprocess else None}
     return write_json(path, content)

@@ -118,16 +118,23 @@ class FolderLock:
 
     def _holder(self) -> tuple[dict[str, Any] | None, float]:
         "Who holds the lock, and for how long there has been no sign of life; None where nobody does (any more)."
+        age_s = 0.0
         try:
-            now = new_file(self.path.parent, '.lock')
-            age_s = now.stat().st_mtime - self.path.stat().st_mtime
-            now.unlink(missing_ok=True)
+            age_s = self._now() - self.path.stat().st_mtime
             about = json.loads(self.path.read_text(encoding='utf-8'))
             return {k: str(about[k]) for k in ('mark', 'process', 'host', 'since', 'work')}, age_s
         except FileNotFoundError:
-            return None, 0.0
+            return None, age_s
         except (ValueError, KeyError, TypeError):  # it is being written, or something else has
             return {'mark': '', 'process': '?', 'host': '?', 'since': '?', 'work': '?'}, age_s
+
+    def _now(self) -> float:
+        "The time by the clock of the file system."
+        file = new_file(self.path.parent, '.lock')
+        try:
+            return file.stat().st_mtime
+        finally:
+            file.unlink(missing_ok=True)
 
     def _clear(self, holder: dict[str, Any]) -> None:
         "Take away the lock of a process that is gone; should another have been quicker, its lock is put back."
