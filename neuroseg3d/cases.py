@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from .brain import check_agreement, settle_channel
 from .core import MODALITIES, Case, Geometry, InputError
 from .grids import fit_grid, on_grid, same_place, turn, turn_between
 from .layouts import Study, check_complete, find_study
@@ -30,14 +32,16 @@ def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
     return grid
 
 # %% ../nbs/01b_cases.ipynb #5ebcb4e6
-def _check_channel(volume: np.ndarray, name: str, path: Path, allow_missing: bool = False) -> None:
-    "Refuse a channel that no network can use."
+def _check_channel(volume: np.ndarray, name: str, path: Path, grid: Geometry, allow_missing: bool = False) -> str:
+    "Refuse a channel that no network can use; its background becomes zero, in place, and what was done is returned in words."
     low, high = float(volume.min()), float(volume.max())
     if not np.isfinite([low, high]).all() or not np.isfinite(volume.sum(dtype=np.float64)):
         bad = int((~np.isfinite(volume)).sum())
         raise InputError(f'{path}: {name} has {bad:,} NaN or infinite voxels, expected finite values')
     if low == high and not (allow_missing and low == 0):
         raise InputError(f'{path}: {name} is {"all zero" if low == 0 else f"constant ({low:g})"}, expected a scan')
+    said = settle_channel(volume, grid, f'{path}: {name}') if low != high else ''
+    return said and f'{path}: {name}: {said}'
 
 
 def _read_images(
@@ -52,14 +56,16 @@ def _read_images(
         for modality, place, volume in zip(modalities, places, read_volumes(path, places=() if turned else places), strict=True):
             if not np.may_share_memory(place, volume):
                 place[...] = turn(volume, *turned) if turned else volume
-            checks.append(pool.submit(_check_channel, place, modality, path, allow_missing))  # while the next is inflated
+            checks.append(pool.submit(_check_channel, place, modality, path, grid, allow_missing))  # while the next is inflated
 
     checks: list[Future] = []
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # inflating releases the interpreter
         for done in [pool.submit(read, path) for path in headers]:
             done.result()
-        for done in checks:
-            done.result()
+        for said in [done.result() for done in checks]:
+            if said:
+                warnings.warn(said, stacklevel=3)
+    check_agreement(out, grid, MODALITIES, f'case {study.id}')
     return out
 
 

@@ -84,6 +84,17 @@ class Geometry:
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
+    def is_sheared(self) -> bool:
+        "Whether the axes are not at right angles, by more than a thousandth."
+        directions = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return bool(np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3)
+
+    @property
+    def steps_mm(self) -> tuple[float, float, float] | np.ndarray:
+        "What distances are measured with: the edges of a voxel in mm, or, where the axes lean, the step along each axis as a column (3, 3)."
+        return self.affine[:3, :3] if self.is_sheared else self.spacing_mm
+
+    @property
     def voxel_ml(self) -> float:
         "Volume of a voxel in mL."
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000)

@@ -720,7 +720,7 @@ class Dashboard:
     def _segmented(self) -> tuple[CaseResult, ModelCard | None]:
         "What was segmented here, for its report."
         scene, case = self.scene, self.scene.case
-        rows = score_case(scene.prediction, case.label, case.geometry.spacing_mm, case=case.id) if case.label is not None else []
+        rows = score_case(scene.prediction, case.label, case.geometry.steps_mm, case=case.id) if case.label is not None else []
         return CaseResult(case, scene.prediction, rows, entropy=dict(zip(REGIONS, scene.entropy)), **scene.facts), scene.card
 
     def segment(self) -> None:

@@ -23,10 +23,11 @@ __all__ = ['section_diameters', 'Diameters', 'lesion_diameters', 'sum_of_product
 # %% ../nbs/12a_diameters.ipynb #a62733ee
 def section_diameters(
     section: np.ndarray,  # bool (X, Y), at least one pixel
-    spacing_mm: Sequence[float],  # pixel edges
+    spacing_mm: Sequence[float] | np.ndarray,  # pixel edges, or the steps along both axes as columns (2, 2) where they lean
 ) -> tuple[float, float, np.ndarray]:  # longest, perpendicular, in mm; four ends in pixels (4, 2): of the longest, of the other
     "The two diameters of a section."
-    points = _edges(section) * np.asarray(spacing_mm)
+    steps = np.asarray(spacing_mm) if np.ndim(spacing_mm) == 2 else np.diag(spacing_mm)
+    points = _edges(section) @ steps.T
     points = points[ConvexHull(points).vertices]
     gaps = squareform(pdist(points))
     a, b = points[list(np.unravel_index(gaps.argmax(), gaps.shape))]
@@ -37,7 +38,7 @@ def section_diameters(
     high, low = (np.interp(u, *side) for side in sides)
     at = int((high - low).argmax())
     ends = [a, b, a + u[at] * along + low[at] * across, a + u[at] * along + high[at] * across]
-    return float(gaps.max()), float(high[at] - low[at]), np.array(ends) / np.asarray(spacing_mm)
+    return float(gaps.max()), float(high[at] - low[at]), np.linalg.solve(steps, np.array(ends).T).T
 
 
 def _edges(section: np.ndarray) -> np.ndarray:
@@ -86,11 +87,16 @@ def _longest(lesion: np.ndarray, start: Sequence[int], grid: Geometry) -> Diamet
     "Of a lesion's slices, the one with the longest diameter."
     best = None
     for z in np.flatnonzero(lesion.any(axis=(0, 1))):
-        longest, other, ends = section_diameters(lesion[:, :, z], grid.spacing_mm[:2])
+        longest, other, ends = section_diameters(lesion[:, :, z], _in_plane(grid))
         if best is None or longest > best[0]:
             best = longest, other, np.column_stack([ends, np.full(4, z)])
     voxels = best[2] + np.array(start)
     return Diameters(*best[:2], voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3])
+
+
+def _in_plane(grid: Geometry) -> Sequence[float] | np.ndarray:
+    "Pixel edges of a slice, or its steps in the plane where the axes lean."
+    return np.linalg.qr(grid.affine[:3, :2])[1] if grid.is_sheared else grid.spacing_mm[:2]
 
 
 def sum_of_products_mm2(

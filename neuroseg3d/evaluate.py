@@ -218,7 +218,7 @@ def evaluate_pair(
 ) -> list[dict]:  # a row a region and label
     "Scores of one case."
     ours, truth, grid = _read_pair(prediction, reference, pred_schema, ref_schema)
-    return score_case(ours, truth, grid.spacing_mm, case=case, empty=empty)
+    return score_case(ours, truth, grid.steps_mm, case=case, empty=empty)
 
 
 def _read_pair(prediction: LabelFile, reference: LabelFile, pred_schema: str | None, ref_schema: str | None) -> tuple:
@@ -275,7 +275,7 @@ def evaluate(
     counts: dict[str, dict[str, np.ndarray]] = {}
     for number, (case, ours, truth) in enumerate(pairs, 1):
         pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
-        rows += score_case(pred_ids, ref_ids, grid.spacing_mm, case=case, empty=empty)
+        rows += score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
         counts[case] = _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
         if report:
             report(f'[{number}/{len(pairs)}] {case}')

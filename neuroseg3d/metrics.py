@@ -16,9 +16,10 @@ from scipy.spatial import cKDTree
 from .core import REGIONS, InputError, Label
 
 # %% auto #0
-__all__ = ['LESION_WORST_MM', 'EmptyPolicy', 'WORST_MM', 'MEASURES', 'STRUCTURES', 'overlap', 'border', 'surfel_areas',
-           'surfel_codes', 'surface_distances', 'hausdorff_and_mean_mm', 'surface_dice', 'surfel_hausdorff_mm',
-           'lesion_scores', 'score_mask', 'score_case', 'summarise', 'voxel_confusion', 'normalise_confusion']
+__all__ = ['Steps', 'LESION_WORST_MM', 'EmptyPolicy', 'WORST_MM', 'MEASURES', 'STRUCTURES', 'overlap', 'border', 'to_mm',
+           'voxel_mm3', 'surfel_areas', 'surfel_codes', 'surface_distances', 'hausdorff_and_mean_mm', 'surface_dice',
+           'surfel_hausdorff_mm', 'lesion_scores', 'score_mask', 'score_case', 'summarise', 'voxel_confusion',
+           'normalise_confusion']
 
 # %% ../nbs/09_metrics.ipynb #b92ffb7d
 def overlap(
@@ -60,14 +61,39 @@ _TRIANGLES: list[str] = (
 ).split()
 
 
+#: Voxel edges in mm; for a sheared grid the step along each axis in mm as a column, (3, 3): `Geometry.steps_mm`.
+Steps = Sequence[float] | np.ndarray
+
+
+def to_mm(
+    index: np.ndarray,  # (n, 3) in voxels
+    steps_mm: Steps,  # voxel edges, or steps of a sheared grid
+) -> np.ndarray:  # (n, 3) in mm
+    "Places in a grid as places in space."
+    steps = np.asarray(steps_mm)
+    return index * steps if steps.ndim == 1 else index @ steps.T
+
+
+def voxel_mm3(
+    steps_mm: Steps,  # voxel edges, or steps of a sheared grid
+) -> float:
+    "Volume of a voxel."
+    return float(np.prod(steps_mm) if np.ndim(steps_mm) == 1 else abs(np.linalg.det(steps_mm)))
+
+
 @lru_cache
 def surfel_areas(
-    spacing_mm: tuple[float, float, float],  # voxel edges
+    steps_mm: tuple,  # voxel edges, or rows of the steps of a sheared grid
 ) -> np.ndarray:  # mm², float64, (256,)
     "Area of the surface that crosses a neighbourhood, by its code."
-    sx, sy, sz = spacing_mm
-    faces = np.array([sy * sz, sx * sz, sx * sy]) / 8
-    area = {letter: float(np.linalg.norm(faces * n)) for letter, n in _NORMALS.items()} | {'-': 0.0}
+    if np.ndim(steps_mm) == 1:
+        sx, sy, sz = steps_mm
+        faces = np.array([sy * sz, sx * sz, sx * sy]) / 8
+        area = {letter: float(np.linalg.norm(faces * n)) for letter, n in _NORMALS.items()} | {'-': 0.0}
+    else:  # the table has lost the signs of its normals, which matter here: the mean over them
+        faces = np.linalg.det(steps_mm) * np.linalg.inv(steps_mm).T / 8
+        signs = np.array([(1, a, b) for a in (1, -1) for b in (1, -1)])
+        area = {letter: float(np.linalg.norm((signs * n) @ faces.T, axis=1).mean()) for letter, n in _NORMALS.items()} | {'-': 0.0}
     half = [sum(area[letter] for letter in word) for word in _TRIANGLES]
     return np.array(half + half[::-1])
 
@@ -87,15 +113,15 @@ def surfel_codes(
 def surface_distances(
     source: np.ndarray,  # bool: elements to measure from
     target: np.ndarray,  # bool, same shape: elements to measure to, at least one
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     limit_mm: float = np.inf,  # distances beyond this come back as inf, which is quicker
 ) -> np.ndarray:  # mm, one an element of `source`, in C order
     "Distance from every element of one surface to the nearest of another."
     distance = np.zeros(np.count_nonzero(source))
     apart = ~target[source]
     if apart.any():
-        tree = cKDTree(np.argwhere(target) * np.asarray(spacing_mm), balanced_tree=False, compact_nodes=False)
-        points = np.argwhere(source & ~target) * np.asarray(spacing_mm)
+        tree = cKDTree(to_mm(np.argwhere(target), spacing_mm), balanced_tree=False, compact_nodes=False)
+        points = to_mm(np.argwhere(source & ~target), spacing_mm)
         distance[apart] = tree.query(points, distance_upper_bound=limit_mm, workers=-1)[0]
     return distance
 
@@ -103,7 +129,7 @@ def surface_distances(
 def hausdorff_and_mean_mm(
     pred: np.ndarray,  # bool, (x, y, z), not empty
     ref: np.ndarray,  # bool, same shape, not empty
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     percentile: float = 95.0,  # 100 for the Hausdorff distance itself
 ) -> tuple[float, float]:  # mm
     "The larger of the two directed percentiles, and the mean over both (ASSD), between border voxels."
@@ -113,11 +139,15 @@ def hausdorff_and_mean_mm(
     return float(furthest), float((there.sum() + back.sum()) / (len(there) + len(back)))
 
 
+def _hashable(steps_mm: Steps) -> tuple:
+    return tuple(map(float, steps_mm)) if np.ndim(steps_mm) == 1 else tuple(tuple(map(float, row)) for row in steps_mm)
+
+
 def _surfels(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], limit_mm: float = np.inf,
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, limit_mm: float = np.inf,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     "For each of the two surfaces: distance in mm to the other, and area, of its elements."
-    codes, table = [surfel_codes(m) for m in (pred, ref)], surfel_areas(tuple(map(float, spacing_mm)))
+    codes, table = [surfel_codes(m) for m in (pred, ref)], surfel_areas(_hashable(spacing_mm))
     surfaces = [(c != 0) & (c != 255) for c in codes]
     far = [not s.any() for s in surfaces[::-1]]  # nothing to measure to
     return [(np.full(np.count_nonzero(own), np.inf) if lost else surface_distances(own, other, spacing_mm, limit_mm), table[code[own]])
@@ -143,7 +173,7 @@ def _furthest(surfels: list[tuple[np.ndarray, np.ndarray]], percentile: float) -
 def surface_dice(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape, not both empty
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     tolerance_mm: float = 1.0,  # a surfel is right when the other surface is no further away
 ) -> float:  # [0, 1]
     "Share of both surfaces, by area, that lies within the tolerance of the other (NSD)."
@@ -154,7 +184,7 @@ def surface_dice(
 def surfel_hausdorff_mm(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     percentile: float = 95.0,  # of each surface's area
 ) -> float:  # mm; inf where a mask is empty
     "HD95 between surfels, by area: the definition of `surface-distance`, which the challenges use."
@@ -189,7 +219,7 @@ def _match(pred: np.ndarray, ref: np.ndarray, grow_vox: int) -> tuple[np.ndarray
 def lesion_scores(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     grow_vox: int = 3,  # lesions that meet when grown by so much are one (gliomas 3, metastases 1)
     min_mm3: float = 50.0,  # lesions up to this volume are not asked for (metastases 2)
     whole_hd95_mm: float | None = None,  # of the two masks as they are, between surfels, where it is known already
@@ -201,7 +231,7 @@ def lesion_scores(
     one_pair = len(touching) == 1 and not invented
     for lesion, own_parts in touching.items():
         own = ref & (lesions == lesion)
-        if np.count_nonzero(own) * np.prod(spacing_mm) <= min_mm3:
+        if np.count_nonzero(own) * voxel_mm3(spacing_mm) <= min_mm3:
             continue
         found = np.isin(np.arange(parts.max() + 1), own_parts)[parts]
         around = _box(own | found)
@@ -232,7 +262,7 @@ _LESION_MARGIN = 3  # voxels that lesions are grown by
 def score_mask(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     empty: EmptyPolicy = 'brats',  # what an empty mask is worth
     tolerance_mm: float = 1.0,  # of the normalised surface Dice
     distances: bool = True,  # surface measures and lesions too; they take most of the time
@@ -240,7 +270,7 @@ def score_mask(
     "All measures of a predicted mask against its reference."
     box = _box(pred | ref, _LESION_MARGIN)
     pred, ref = pred[box], ref[box]
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    voxel_ml = voxel_mm3(spacing_mm) / 1000
     volumes = {f'volume_{name}_ml': np.count_nonzero(m) * voxel_ml for name, m in (('pred', pred), ('ref', ref))}
     error = volumes['volume_pred_ml'] - volumes['volume_ref_ml']
     row = overlap(pred, ref) | (_surface_measures(pred, ref, spacing_mm, tolerance_mm) if distances else {})
@@ -253,7 +283,7 @@ def score_mask(
 
 # %% ../nbs/09_metrics.ipynb #51c9be63
 def _surface_measures(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float,
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, tolerance_mm: float,
 ) -> dict[str, float]:
     "Surface measures; NaN where they are not defined."
     if not (pred.any() and ref.any()):
@@ -279,7 +309,7 @@ STRUCTURES: dict[str, tuple[Label, ...]] = REGIONS | {label.name.lower(): (label
 def score_case(
     pred: np.ndarray,  # canonical ids, (X, Y, Z)
     ref: np.ndarray,  # canonical ids, same grid
-    spacing_mm: Sequence[float],  # voxel edges
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     empty: EmptyPolicy = 'brats',  # what an empty mask is worth: 'brats' or 'nan'
     tolerance_mm: float = 1.0,  # of the normalised surface Dice
     distances: bool = True,  # surface measures and lesions too; they take most of the time
@@ -300,13 +330,14 @@ def score_case(
 
 
 def _checked(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], empty: str, structures: Sequence[str], case: str,
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, empty: str, structures: Sequence[str], case: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     "Both label maps as arrays, or the error that says what is wrong."
     pred, ref, where = np.asarray(pred), np.asarray(ref), f'case {case}: ' if case else ''
     if pred.shape != ref.shape or pred.ndim != 3:
         raise InputError(f'{where}prediction has shape {pred.shape}, reference {ref.shape}; expected the same 3D grid')
-    if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+    steps = np.asarray(spacing_mm, dtype=float)
+    if not np.isfinite(steps).all() or not (steps.shape == (3,) and steps.min() > 0 or steps.shape == (3, 3) and np.linalg.det(steps)):
         raise InputError(f'{where}spacing is {tuple(spacing_mm)}, expected three positive numbers in mm')
     for name, volume in (('prediction', pred), ('reference', ref)):
         if volume.min() < 0 or volume.max() > max(Label):

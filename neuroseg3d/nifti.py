@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -20,31 +18,25 @@ from isal import igzip, isal_zlib
 
 from .core import Case, Geometry, InputError
 from .files import write_bytes
+from .formats import (SUFFIXES, is_gzip, is_image, is_itk, itk_header, itk_volume, load_image, misnamed, open_content,
+                                raw_header, suffix_of, voxel_file)
+from .formats import stem  # noqa: F401 - part of this room's vocabulary too
+from .headers import check_affine, settle_header
 from .schemas import from_canonical, get_schema, infer_schema, settle_schema, to_canonical
 
 PathLike = str | Path
 
 # %% auto #0
-__all__ = ['PathLike', 'stem', 'is_nifti', 'check_file', 'read_header', 'grid_shape', 'check_memory', 'header_geometry',
+__all__ = ['PathLike', 'MOST_ROUNDING', 'is_nifti', 'check_file', 'read_header', 'grid_shape', 'check_memory', 'header_geometry',
            'read_volumes', 'stored_schema', 'stored_facts', 'store_facts', 'read_label', 'check_label', 'label_header',
            'write_label', 'save_atomically']
 
 # %% ../nbs/01_nifti.ipynb #d6afde27
-_SUFFIX = re.compile(r'\.nii(\.gz)?$', re.IGNORECASE)
-
-
-def stem(
-    path: PathLike,  # of a NIfTI file
-) -> str:
-    "File name without .nii or .nii.gz."
-    return _SUFFIX.sub('', Path(path).name)
-
-
 def is_nifti(
     path: Path,  # of anything
 ) -> bool:
-    "Whether this is a file, not hidden, whose name ends as those of NIfTI do."
-    return bool(_SUFFIX.search(path.name)) and not path.name.startswith('.') and path.is_file()
+    "Whether this is a file, not hidden, that is named as an image that can be read: see `formats`."
+    return is_image(path)
 
 
 def check_file(
@@ -53,8 +45,8 @@ def check_file(
     "Refuse what is no file or is not named as a NIfTI file."
     if not path.is_file():
         raise InputError(f'{path}: no such file or folder')
-    if not _SUFFIX.search(path.name):
-        raise InputError(f'{path}: found a file that is not .nii or .nii.gz')
+    if not suffix_of(path):
+        raise InputError(f'{path}: found a file that is not .nii or .nii.gz, nor one of {", ".join(s for s in SUFFIXES if "nii" not in s)}')
 
 # %% ../nbs/01_nifti.ipynb #143ca76f
 def read_header(
@@ -63,28 +55,43 @@ def read_header(
     "The header of a NIfTI file, checked."
     path = Path(path)
     check_file(path)
-    with open(path, 'rb') as file:
-        start = file.read(2)
-    if path.name.lower().endswith('.gz') and start != b'\x1f\x8b':
-        raise InputError(f'{path}: found bytes {start!r} at the start, expected gzip data (1f 8b), as the name says')
+    if is_itk(path):
+        header = itk_header(path)
+        check_affine(header.get_best_affine(), header.get_data_shape(), str(path))
+        return header
     try:
-        header = nib.load(path).header
+        raw = raw_header(path)
+        _check_offset(path, raw)
+        header = _single(load_image(path).header)
+    except InputError:
+        raise
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError, OSError, zlib.error,
-            ValueError) as error:
+            isal_zlib.error, ValueError, OverflowError) as error:
         raise InputError(f'{path}: truncated or not a NIfTI file: {error}') from None
+    if remark := misnamed(path):
+        warnings.warn(f'{path}: {remark}', stacklevel=2)
     if header.get_data_dtype().kind not in 'iuf':
         raise InputError(f'{path}: found voxels of type {header.get_data_dtype()}, expected real numbers')
-    _check_affine(path, header)
-    return header
+    return settle_header(header, raw['pixdim'][1:4], str(path))
 
 
-def _check_affine(path: Path, header: nib.Nifti1Header) -> None:
-    affine = header.get_best_affine()
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f'{path}: found a singular affine {affine[:3].round(3).tolist()}, expected an invertible one')
-    if int(header['qform_code']) == 0 and int(header['sform_code']) == 0:
-        warnings.warn(f'{path}: neither qform nor sform is set: orientation is taken from the voxel order '
-                      '(left may be right)', stacklevel=3)
+def _check_offset(path: Path, raw: nib.Nifti1Header) -> None:
+    "Refuse a header whose voxels begin nowhere."
+    offset = float(raw['vox_offset'])
+    limit = min(2 ** 27, voxel_file(path).stat().st_size) if not is_gzip(voxel_file(path)) else 2 ** 27  # extensions are small
+    if not 0 <= offset <= limit:
+        raise InputError(f'{path}: truncated or not a NIfTI file: the header says that voxels begin at byte {offset:g} (vox_offset), '
+                         f'expected 0 to {limit:,}')
+
+
+def _single(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    "The header of a pair of files as that of a single one, which is what is written."
+    if header.is_single:
+        return header
+    kind = nib.Nifti2Header if isinstance(header, nib.Nifti2Header) else nib.Nifti1Header
+    single = kind(header.binaryblock, endianness=header.endianness, check=False)
+    single['magic'], single['vox_offset'] = kind.single_magic, 0
+    return single
 
 
 def grid_shape(
@@ -115,8 +122,10 @@ def check_memory(
     if needed > free:
         raise InputError(f'{path}: the header claims {voxels:,} voxels, which need {needed / 2**30:,.1f} GiB as float32; '
                          f'{free / 2**30:,.1f} GiB are free')
-    claimed, size = voxels * header.get_data_dtype().itemsize, path.stat().st_size
-    if path.name.lower().endswith('.gz'):
+    if is_itk(path):  # its own reader compares
+        return
+    claimed, size = voxels * header.get_data_dtype().itemsize, voxel_file(path).stat().st_size
+    if is_gzip(voxel_file(path)):
         size *= 1032  # deflate cannot compress further than 1032:1 (zlib, "Maximum Compression Factor")
     if claimed > size:
         raise InputError(f'{path}: truncated: the header claims {claimed:,} bytes of voxels, the file can hold {size:,}')
@@ -130,10 +139,6 @@ def header_geometry(
     return Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
 
 # %% ../nbs/01_nifti.ipynb #81eda423
-def _open(path: Path) -> BinaryIO:
-    return igzip.open(path) if path.name.lower().endswith('.gz') else open(path, 'rb')
-
-
 def _fill(file: BinaryIO, raw: np.ndarray) -> np.ndarray:
     "The next bytes of a file read into an array of bytes, as many as it has room for."
     found = 0
@@ -150,7 +155,7 @@ def _stored_volumes(path: Path, image: nib.Nifti1Image, places: Sequence[np.ndar
     shape, dtype = image.shape[:3], image.get_data_dtype()
     fitting = [p.T.reshape(-1).view(np.uint8) for p in places if p.dtype == dtype and p.flags.f_contiguous]
     block = () if fitting else np.empty(int(np.prod(shape)) * dtype.itemsize, np.uint8)
-    with _open(path) as file:
+    with open_content(voxel_file(path)) as file:
         _fill(file, np.empty(image.dataobj.offset, np.uint8))
         for number in range(int(np.prod(image.shape[3:], dtype=int))):
             yield _fill(file, fitting[number] if fitting else block).view(dtype).reshape(shape, order='F')
@@ -163,8 +168,12 @@ def read_volumes(
     places: Sequence[np.ndarray] = (),  # memory of the right type to read into, one a volume
 ) -> Iterator[np.ndarray]:  # (X, Y, Z) each
     "Scaled 3-D volumes of a file, one after the other."
+    if is_itk(path):
+        volume = itk_volume(path)
+        yield volume if dtype is None else volume.astype(dtype)
+        return
     try:
-        image = nib.load(path)
+        image = load_image(path)
         if (image.dataobj.slope, image.dataobj.inter) == (1, 0):
             yield from _stored_volumes(path, image, places)
         else:
@@ -209,6 +218,10 @@ def store_facts(
 _EXTENSION_CODE = 6  # "comment", NIfTI-1 extension codes
 
 
+#: Ids of a scaled label map may lie so far from integers; half a step of the scaling where that is less.
+MOST_ROUNDING: float = 0.05
+
+
 def read_label(
     path: PathLike,  # label map, 3-D
     schema: str | None = None,  # its schema; None: its extension, then `implied`, then what its ids allow
@@ -249,11 +262,26 @@ def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
 def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     "Voxels of a label map as they are stored, and the ids that occur."
     values = next(read_volumes(path, dtype=None)).reshape(shape)
+    if values.dtype.kind == 'f':
+        values = _whole(values, path)
+    return values, np.unique(values)
+
+
+def _whole(values: np.ndarray, path: Path) -> np.ndarray:
+    "Ids that came as real numbers, rounded by no more than the file's scaling (or single precision) explains."
     found = np.unique(values)
-    if not np.isfinite(found).all() or (found != np.round(found)).any():
-        raise InputError(f'{path}: found fractional or non-finite label values such as '
-                         f'{found[found != np.round(found)][0]:g}, expected integers')
-    return values, found
+    if not np.isfinite(found).all():
+        n = int((~np.isfinite(values)).sum())
+        raise InputError(f'{path}: found fractional or non-finite label values such as {found[~np.isfinite(found)][0]:g}: {n:,} voxel(s) are '
+                         'NaN or infinite, expected integers')
+    slope, inter = (1.0, 0.0) if is_itk(path) else [float(v or 0) for v in raw_header(path).get_slope_inter()]
+    scaled = (slope, inter) not in ((1.0, 0.0), (0.0, 0.0))
+    allowed = 1e-5 * max(1.0, float(np.abs(found).max())) + (min(0.51 * abs(slope), MOST_ROUNDING) if scaled else 0)
+    off = np.abs(found - np.round(found))
+    if off.max() > allowed:
+        why = f' (stored numbers times scl_slope {slope:g} plus scl_inter {inter:g}, which explains {allowed:.2g})' if scaled else ''
+        raise InputError(f'{path}: found fractional or non-finite label values such as {found[off > allowed][0]:g}{why}, expected integers')
+    return np.round(values)
 
 
 def check_label(
@@ -296,7 +324,7 @@ def write_label(
     schema = schema or case.schema or 'msd'
     if label.shape != case.geometry.shape:
         raise InputError(f'{path}: label has shape {label.shape}, expected {case.geometry.shape} of case {case.id}')
-    if not _SUFFIX.search(str(path)):
+    if suffix_of(path) not in ('.nii', '.nii.gz'):
         raise InputError(f'{path}: expected a name that ends in .nii or .nii.gz')
     header = case.header if case.header is not None else _plain_header(case.geometry)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
@@ -309,7 +337,7 @@ def _plain_header(geometry: Geometry) -> nib.Nifti1Header:
     header = nib.Nifti1Header()
     header.set_data_shape(geometry.shape)
     header.set_sform(geometry.affine, code=1)
-    header.set_qform(geometry.affine, code=1)
+    header.set_qform(geometry.affine, code=0 if geometry.is_sheared else 1)
     header.set_xyzt_units('mm')
     return header
 

@@ -314,7 +314,7 @@ def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str
     case = read_case(study, schema=ref_schema, allow_missing=True)
     prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
     prediction = on_grid(prediction, grid, case.geometry, str(file.path), f'the scan of {study.id}')
-    rows = score_case(prediction, case.label, case.geometry.spacing_mm, case=study.id) if case.label is not None else []
+    rows = score_case(prediction, case.label, case.geometry.steps_mm, case=study.id) if case.label is not None else []
     return CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
 
 
