@@ -608,14 +608,18 @@ def _isosurface(field: np.ndarray, voxels: float) -> tuple[np.ndarray, np.ndarra
 
 
 _LARGE = 500_000  # voxels of a field at which the count alone is exact enough
+_HUGE = 30_000_000  # voxels of a box in which parts are not told apart, as numbering them costs more than the picture
 _OWN_SURFACES = 60  # parts of a mask, the largest, that are drawn each for itself
 _FINE = 4000  # voxels of a part up to which none are merged
 
 
 def _parts(mask: np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    "The connected parts of a mask, the largest first, each in its box; the many small ones behind them together."
+    "The connected parts of a mask, the largest first, each in its box; the many small ones behind them together, and those of a huge mask too."
+    if mask.size > _HUGE:
+        yield tuple(slice(0, n) for n in mask.shape), mask
+        return
     numbered, n = ndimage.label(mask, np.ones((3, 3, 3)))
-    order = np.argsort(-np.bincount(numbered.ravel(), minlength=n + 1)[1:], kind='stable') + 1
+    order = np.argsort(-np.bincount(numbered[mask], minlength=n + 1)[1:], kind='stable') + 1
     boxes = ndimage.find_objects(numbered)
     for number in order[:_OWN_SURFACES]:
         box = boxes[number - 1]
@@ -645,18 +649,25 @@ def surface_mesh(
 ) -> tuple[np.ndarray, np.ndarray]:  # vertices float32 (N, 3) in RAS mm, faces int32 (M, 3), normals outwards
     "The closed surface of a mask in millimetres, with the mask's volume; empty arrays for an empty mask."
     coarse = np.maximum(1, np.floor(grid_mm / np.array(geometry.spacing_mm)).astype(int))
-    meshes = []
-    for box, part in _parts(np.asarray(mask, dtype=bool)):
-        factors = coarse if part.sum() > _FINE else np.ones(3, int)
-        blocks = _coarsen(part, factors)
-        field, pad = _field(blocks, geometry.spacing_mm * factors, smooth_mm)
-        points, faces = _isosurface(field, float(blocks.sum()))
-        voxels = (points - pad) * factors + (factors - 1) / 2 + [b.start for b in box]
-        meshes.append((voxels @ geometry.affine[:3, :3].T + geometry.affine[:3, 3], faces))
+    mask, meshes = np.asarray(mask, dtype=bool), []
+    for whole in ndimage.find_objects(mask.view(np.uint8)):  # one box, or none
+        meshes = [_part_mesh(part, [b.start + w.start for b, w in zip(box, whole)], geometry, coarse, smooth_mm) for box, part in _parts(mask[whole])]
     if not meshes:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)
     points, faces = _joined(meshes, max_faces, min(geometry.spacing_mm))
     return points.astype(np.float32), (faces if mesh_volume_ml(points, faces) > 0 else faces[:, ::-1]).astype(np.int32)
+
+
+def _part_mesh(
+    part: np.ndarray, start: Sequence[int], geometry: Geometry, coarse: np.ndarray, smooth_mm: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    "The surface of one part, which begins at voxel `start`, in RAS mm."
+    factors = coarse if part.sum() > _FINE else np.ones(3, int)
+    blocks = _coarsen(part, factors)
+    field, pad = _field(blocks, geometry.spacing_mm * factors, smooth_mm)
+    points, faces = _isosurface(field, float(blocks.sum()))
+    voxels = (points - pad) * factors + (factors - 1) / 2 + start
+    return voxels @ geometry.affine[:3, :3].T + geometry.affine[:3, 3], faces
 
 
 def _joined(meshes: Sequence[tuple[np.ndarray, np.ndarray]], max_faces: int, edge_mm: float) -> tuple[np.ndarray, np.ndarray]:

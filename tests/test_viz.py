@@ -100,3 +100,15 @@ def test_a_rim_keeps_its_volume_and_many_specks_are_drawn_in_time():
     specks[::5, ::5, ::5] = True  # 1,728 of one voxel
     points, faces = surface_mesh(specks, Geometry(specks.shape, np.eye(4)), 20_000)
     assert mesh_volume_ml(points, faces) * 1000 == pytest.approx(1728, rel=0.1) and len(faces) <= 20_000
+
+
+def test_a_lesion_anywhere_in_a_large_scan_is_where_its_voxels_are():
+    mask = np.zeros((200, 210, 190), bool)
+    mask[150:156, 20:26, 170:176] = mask[10:30, 100:120, 5:25] = True
+    affine = np.diag([0.5, 0.8, 1.2, 1.0])
+    affine[:3, 3] = (-40, 30, 7)
+    points, faces = surface_mesh(mask, Geometry(mask.shape, affine), grid_mm=2.0)
+    centre = affine[:3, :3] @ (152.5, 22.5, 172.5) + affine[:3, 3]
+    near = np.linalg.norm(points - centre, axis=1) < 12
+    assert near.any() and abs((points[near].min(0) + points[near].max(0)) / 2 - centre).max() < 0.1
+    assert mesh_volume_ml(points, faces) == pytest.approx(mask.sum() * 0.48 / 1000, rel=0.02)
