@@ -15,7 +15,7 @@ from .core import Geometry, InputError
 
 # %% auto #0
 __all__ = ['NOISE_SHARE', 'RESIDUE_SHARE', 'LARGEST_BRAIN_ML', 'SMALLEST_FIELD_ML', 'GROSS', 'Background', 'find_background',
-           'zero_background', 'settle_channel', 'check_agreement']
+           'zero_background', 'settle_channel', 'check_agreement', 'Shift', 'find_shift', 'most']
 
 # %% ../nbs/00d_brain.ipynb #d6e50609
 #: Noise up to this share of an image's intensities is background.
@@ -193,3 +193,49 @@ def check_agreement(
 
 def _volumes(ml: Mapping[str, float]) -> str:
     return ', '.join(f'{name} {v:,.0f} mL' for name, v in ml.items())
+
+# %% ../nbs/00d_brain.ipynb #1c9e68e4
+@dataclass(frozen=True)
+class Shift:
+    "How far one sequence lies from the others."
+    mm: tuple[float, float, float]  # to the patient's right, to the front, to the head
+    before: float  # Dice of the brain masks as they are
+    after: float  # and with the sequence moved back
+
+    @property
+    def words(self) -> str:
+        "Distance and direction for people; directions below a third of the largest are left out."
+        names = (('left', 'right'), ('back', 'front'), ('feet', 'head'))
+        large = max(abs(v) for v in self.mm) / 3
+        parts = [f'{abs(v):.0f} mm to the {pair[v > 0]}' for v, pair in zip(self.mm, names) if abs(v) > large]
+        return ' and '.join(parts)
+
+
+def find_shift(
+    mask: np.ndarray,  # bool (X, Y, Z): brain in one sequence
+    others: np.ndarray,  # bool (X, Y, Z): brain in the others
+    grid: Geometry,  # of both
+    coarse_mm: float = 3.0,  # voxels in which it is looked for
+) -> Shift | None:  # None where moving it back does not bring the brains together
+    "The shift of one sequence against the others, by their brains."
+    step = [max(1, round(coarse_mm / s)) for s in grid.spacing_mm]
+    a, b = (m[::step[0], ::step[1], ::step[2]].astype(np.float32) for m in (mask, others))
+    if not a.any() or not b.any():
+        return None
+    shape = [2 * n for n in a.shape]
+    axes = (0, 1, 2)
+    both = np.fft.irfftn(np.fft.rfftn(a, shape, axes) * np.conj(np.fft.rfftn(b, shape, axes)), shape, axes)
+    at = np.array(np.unravel_index(both.argmax(), both.shape))
+    voxels = np.where(at > np.array(a.shape), at - shape, at) * step
+    total = float(a.sum() + b.sum())
+    before, after = 2 * float((a * b).sum()) / total, 2 * float(both.max()) / total
+    mm = tuple(float(v) for v in grid.affine[:3, :3] @ voxels)
+    return Shift(mm, before, after) if np.linalg.norm(mm) > coarse_mm and after > 0.9 and after > before + 0.02 else None
+
+
+def most(
+    image: np.ndarray,  # (C, X, Y, Z)
+) -> np.ndarray:  # bool (X, Y, Z)
+    "Where at least half of the sequences that are there are not zero."
+    there = [c != 0 for c in image if c.any()]
+    return np.sum(there, axis=0, dtype=np.uint8) * 2 >= max(len(there), 1) if there else np.zeros(image.shape[1:], bool)

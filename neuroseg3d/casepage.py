@@ -23,6 +23,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 from scipy import ndimage
 
+from .brain import find_shift, most
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
 from .core import REGIONS, REGION_NAMES, Case, labels_to_regions
@@ -98,6 +99,8 @@ def quality_flags(
 def _grid_flags(case: Case) -> list[str]:
     spacing = case.geometry.spacing_mm
     shown = '×'.join(f'{s:.3g}' for s in spacing)
+    if case.geometry.is_sheared:
+        return ['the axes of the scan lean on each other: volumes, surface distances and diameters follow that, maps of distances do not']
     if max(spacing) > 3 * min(spacing):
         return [f'anisotropic voxels, {shown} mm: borders between slices are uncertain']
     return [f'coarse voxels, {shown} mm'] if max(spacing) > 2.5 else []
@@ -110,12 +113,25 @@ def _image_flags(case: Case) -> list[str]:
         flags.append('hardly any background is zero: not skull-stripped?')
     elif not 700 < volume_ml < 2200:
         flags.append(f'non-zero volume of {volume_ml:.0f} mL is unusual for a brain')
-    for name, channel in zip(case.modalities, case.image):
-        missing = 1 - (channel[brain] != 0).mean() if brain.any() else 0
+    return flags + _sequence_flags(case)
+
+
+def _sequence_flags(case: Case) -> list[str]:
+    "Sequences that are missing, that lie beside the others, or that do not cover the brain."
+    flags, common = [], most(case.image)
+    for i, (name, channel) in enumerate(zip(case.modalities, case.image)):
+        missing = 1 - (channel[common] != 0).mean() if common.any() else 0
         if missing == 1:
             flags.append(f'{name} is missing' + (': whether anything enhances cannot be assessed' if name == 'T1gd' else ''))
-        elif missing > 0.05:
-            flags.append(f'{name} is zero in {missing:.0%} of the brain: incomplete coverage?')
+        elif missing > 0.02:
+            found = find_shift(channel != 0, most(np.delete(case.image, i, axis=0)), case.geometry)
+            beyond = (channel[~common] != 0).sum() / np.count_nonzero(channel)
+            if found:
+                flags.append(f'{name} lies {found.words} of where the other sequences are (their brains overlap with a Dice of '
+                             f'{found.before:.2f}, moved back {found.after:.2f}): register it to them')
+            elif missing > 0.05:
+                why = 'incomplete coverage?' if beyond < 0.03 else f'and {beyond:.0%} of it lies outside: not aligned with the others?'
+                flags.append(f'{name} is zero in {missing:.0%} of the brain{":" if beyond < 0.03 else ""} {why}')
     return flags
 
 

@@ -41,7 +41,7 @@ from .core import InputError, Label
 from .download import download
 from .files import as_path
 from .layouts import Study, find_cases
-from .nifti import read_header
+from .nifti import header_geometry, read_header
 from .split import Split, load_split, make_split, save_split, study_files
 from .tensors import check_tensors, write_tensors
 from .transforms import Record, Space, one_thread
@@ -608,7 +608,8 @@ class SegmentationData(pl.LightningDataModule):
     ) -> float:
         "About what a case takes in model space, from its header: the brain box is some 40 % of the field of view."
         header = read_header(next(iter(study.images.values())))
-        field_mm3 = np.prod([float(z) * n for z, n in zip(header.get_zooms()[:3], header.get_data_shape()[:3])])
+        grid = header_geometry(header, header.get_data_shape()[:3])
+        field_mm3 = float(np.prod(grid.shape)) * grid.voxel_ml * 1000
         return 0.4 * 17 * field_mm3 / float(np.prod(self.space.spacing_mm)) / 1e6
 
     def prepare_data(self) -> None:

@@ -20,7 +20,7 @@ from .folders import Results
 from .grids import fit_grid, on_grid
 from .layouts import Study, file_role, find_cases, find_study
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
-from .nifti import check_label, read_label, stem
+from .nifti import check_label, is_nifti, read_label, stem
 from .schemas import get_schema
 from .split import Split, file_digest, load_split
 
@@ -57,7 +57,7 @@ def find_labels(
         return {case_name(source): LabelFile(source, _schema_beside(source))}
     if not source.is_dir():
         raise InputError(f'{source}: no such file or folder')
-    flat = sorted(p for p in source.iterdir() if re.search(r'\.nii(\.gz)?$', p.name, re.I) and not p.name.startswith('.'))
+    flat = sorted(p for p in source.iterdir() if is_nifti(p))
     if flat and not any(file_role(p) in ('FLAIR', 'T1w', 'T1gd', 'T2w') for p in flat):
         schema = _schema_beside(flat[0]) if source.name.startswith('labelsT') else None
         return {case_name(p): LabelFile(p, schema) for p in flat}

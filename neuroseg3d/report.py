@@ -21,7 +21,7 @@ from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _conf
                                  _section, quality_flags, write_case, write_page)
 from .cases import check_case, read_case
 from .checkpoint import Model
-from .core import REGIONS, InputError, labels_to_regions
+from .core import REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
 from .files import as_path, sweep
@@ -30,7 +30,7 @@ from .grids import fit_grid, on_grid
 from .infer import read_probabilities, trained_on
 from .layouts import Study, find_cases
 from .metrics import overlap, score_case, summarise, voxel_confusion
-from .nifti import check_label, read_label
+from .nifti import check_label, header_geometry, read_header, read_label
 from .uncertainty import assess_case, coin_entropy, expected_dices
 from .viz import page_head, page_tail, show_planes
 from .xai import shapley_values
@@ -333,13 +333,21 @@ def _with_files(result: CaseResult, path: Path, presence: Sequence[float]) -> Ca
     "A result with what lies beside its label map: probabilities, or at least the mean entropy."
     places = [path.parent / kind / path.name for kind in ('probabilities', 'entropy')]
     if places[0].is_file():
-        p = torch.from_numpy(read_probabilities(places[0], result.prediction.shape) / np.float32(255))
+        stored = read_probabilities(places[0], tuple(read_header(places[0]).get_data_shape()[:3]))
+        p = torch.from_numpy(np.stack([_placed(v, places[0], result.case) for v in stored]) / np.float32(255))
         masks = torch.from_numpy(labels_to_regions(result.prediction))
         dice = expected_dices(p, masks, result.case.geometry.voxel_ml, presence)
         return replace(result, entropy={r: coin_entropy(p[i]).numpy() for i, r in enumerate(REGIONS)}, expected_dice=dice)
     if places[1].is_file():
-        return replace(result, entropy={'mean of WT, TC, ET': np.asarray(nib.load(places[1]).dataobj, np.float32)})
+        volume = np.asarray(nib.load(places[1]).dataobj, np.float32)
+        return replace(result, entropy={'mean of WT, TC, ET': _placed(volume, places[1], result.case)})
     return result
+
+
+def _placed(volume: np.ndarray, path: Path, case: Case) -> np.ndarray:
+    "A map that was stored beside a label map, on the grid of its case."
+    grid = header_geometry(read_header(path), volume.shape)
+    return on_grid(volume, grid, case.geometry, str(path), f'the scan of {case.id}')
 
 
 _ALIKE = 0.98  # Dice of two label maps below which they are not taken for the same: other hardware moves some voxels of a border
