@@ -20,7 +20,7 @@ __all__ = ['EDGES_MM', 'FARTHEST_MM', 'LEAST_VOLUME', 'SHEARED', 'check_affine',
 #: Shortest and longest edge of a voxel, in mm.
 EDGES_MM: tuple[float, float] = (0.05, 20.0)
 
-#: No voxel lies further from the scanner's origin, in mm.
+#: The first voxel lies no further from the scanner's origin, in mm.
 FARTHEST_MM: float = 10_000.0
 
 #: Least volume of a voxel, as a share of the box with its edges.
@@ -29,7 +29,6 @@ LEAST_VOLUME: float = 0.5
 
 def check_affine(
     affine: np.ndarray,  # (4, 4), voxel index -> mm
-    shape: tuple[int, ...],  # voxels along each axis
     name: str,  # of the file, for the error
 ) -> None:
     "Refuse an affine that cannot be one of a head."
@@ -45,9 +44,9 @@ def check_affine(
     if share < LEAST_VOLUME:
         raise InputError(f'{name}: its axes lean on each other so far that a voxel has {share:.0%} of the volume of its box, expected at '
                          f'least {LEAST_VOLUME:.0%}: the affine is {_rows(affine)}')
-    far = float(np.abs(affine[:3, :3] @ (np.array((*shape, 1, 1)[:3]) / 2) + affine[:3, 3]).max())
+    far = float(np.abs(affine[:3, 3]).max())
     if far > FARTHEST_MM:
-        raise InputError(f'{name}: its middle lies {far:,.0f} mm from the origin, expected at most {FARTHEST_MM:,.0f} mm')
+        raise InputError(f'{name}: its first voxel lies {far:,.0f} mm from the origin, expected at most {FARTHEST_MM:,.0f} mm')
 
 
 def _rows(affine: np.ndarray) -> str:
@@ -90,7 +89,7 @@ def settle_header(
         warnings.warn(f'{name}: xyzt_units has the unknown unit {unit} for space, taken as mm', stacklevel=4)
     scale = np.diag([_UNITS_MM.get(unit, 1.0)] * 3 + [1.0])
     affine = scale @ np.asarray(affine, np.float64)
-    check_affine(affine, header.get_data_shape(), name)
+    check_affine(affine, name)
     if sform is None and qform is None:
         warnings.warn(f'{name}: neither qform nor sform is set: orientation is taken from the voxel order '
                       '(left may be right)', stacklevel=4)

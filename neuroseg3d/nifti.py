@@ -57,7 +57,7 @@ def read_header(
     check_file(path)
     if is_itk(path):
         header = itk_header(path)
-        check_affine(header.get_best_affine(), header.get_data_shape(), str(path))
+        check_affine(header.get_best_affine(), str(path))
         return header
     try:
         raw = raw_header(path)

@@ -139,7 +139,7 @@ SPOILT = {
     'edge of 1e30': (np.diag([1e30, 1, 1, 1]), 'edges of 1e.30 x 1 x 1 mm'), 'edge of 40 mm': (20 * OBLIQUE, 'edges of 40 x 40 x 40 mm'),
     'nan': (np.diag([np.nan, 1, 1, 1]), 'expected finite numbers'), 'infinite offset': (OBLIQUE + np.array([[0, 0, 0, np.inf]] + 3 * [[0, 0, 0, 0]]), 'expected finite numbers'),
     'singular': (np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'singular'), 'zeros': (np.zeros((4, 4)), 'singular'),
-    'sheared flat': (np.array([[1, 1.9, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'a voxel has 47% of the volume'), 'far': (OBLIQUE + 3e4 * np.eye(4, k=3), 'its middle lies .* mm from the origin'),
+    'sheared flat': (np.array([[1, 1.9, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'a voxel has 47% of the volume'), 'far': (OBLIQUE + 3e4 * np.eye(4, k=3), 'its first voxel lies .* mm from the origin'),
 }
 
 
