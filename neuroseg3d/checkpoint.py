@@ -32,8 +32,8 @@ from .windows import Windows
 
 # %% auto #0
 __all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'check_finite', 'load_checkpoint', 'describe',
-           'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'write_ensemble',
-           'read_ensemble', 'find_model', 'load_model']
+           'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'check_ensemble',
+           'write_ensemble', 'read_ensemble', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -232,6 +232,18 @@ STARTER: Path = MODELS / 'starter.safetensors'
 ENSEMBLE: str = 'ensemble.json'
 
 
+def check_ensemble(
+    path: Path,  # for `write_ensemble`
+) -> None:
+    "Refuse to replace what is no ensemble."
+    check_folder(path.parent)
+    if os.path.lexists(path):
+        try:
+            read_ensemble(path)
+        except InputError:
+            raise InputError(f'{path}: is there already and is no ensemble; it would be replaced. Move it away') from None
+
+
 def write_ensemble(
     path: str | Path,  # a .json file
     members: Iterable[str | Path],  # checkpoints or exported models; kept relative to the file
@@ -239,11 +251,7 @@ def write_ensemble(
 ) -> Path:  # `path`
     "Write down which models are averaged."
     path = as_path(path)
-    if os.path.lexists(path):
-        try:
-            read_ensemble(path)
-        except InputError:
-            raise InputError(f'{path}: is there already and is no ensemble; it would be replaced. Move it away') from None
+    check_ensemble(path)
     names = [Path(os.path.relpath(m, path.parent)).as_posix() for m in members]
     content = {'format': FORMAT, 'members': names, 'postprocess': dict(postprocess) if postprocess else None}
     return write_json(path, content)

@@ -326,9 +326,11 @@ def _evaluate(args, overrides) -> int:
 def _calibrate(args, overrides) -> int:
     from neuroseg3d.calibration import calibrated_checkpoints
     from neuroseg3d.core import REGIONS
+    from neuroseg3d.folders import check_folder
     from neuroseg3d.uncertainty import calibrate_model
     from neuroseg3d.windows import FLIPS
     paths = calibrated_checkpoints(args.ckpt_path)
+    check_folder(paths[0].parent, '--ckpt_path')  # where the result is going to be stored
     flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
     found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, print, args.ref_schema)
     for n, region in enumerate(REGIONS):

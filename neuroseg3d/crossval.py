@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import ENSEMBLE, description, load_model, write_ensemble
+from .checkpoint import ENSEMBLE, check_ensemble, description, load_model, write_ensemble
 from .config import build, to_dict
 from .core import REGIONS, InputError
 from .evaluate import evaluate, summary_table
@@ -173,6 +173,7 @@ def score_ensemble(
 ) -> dict[str, dict]:  # summaries of `evaluate`: 'out_of_fold', and 'test' where there is one
     "Make the ensemble of a cross-validation and score it; processes of a launcher share the cases."
     run_dir, folds = Path(run_dir), find_folds(run_dir)
+    check_ensemble(run_dir / ENSEMBLE)  # before the work
     data, places = data or folds.data, folds.checkpoints[0].parents[1] / 'split.json'
     new = new_studies(test, folds.split) if test else []
     summaries = {}

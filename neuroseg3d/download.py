@@ -164,7 +164,8 @@ def download(
     archive = root.parent / url.rsplit('/', 1)[-1]
     if not archive.exists():
         fetch(url, archive, md5, progress)
-    _check_md5(archive, md5, str(archive))
+    elif (found := file_digest(archive, 'md5')) != md5:  # it was not downloaded here, and is not ours to remove
+        raise InputError(f'{archive}: MD5 is {found}, expected {md5}; move it away to download it again')
     if root.is_dir():
         root.rmdir()
     found = extract(archive, root.parent)

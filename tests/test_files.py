@@ -81,6 +81,8 @@ def segment(studies, folder: Path, network=None, **options) -> dict[str, str]:
 
 # ---- text becomes a path
 
+@pytest.mark.contract('works', 'names', '`~` in a setting or an argument',
+                      'the home folder')
 def test_a_tilde_is_the_home_folder_in_settings_and_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert as_path('~') == tmp_path and as_path('~/runs/a') == tmp_path / 'runs' / 'a' and as_path('a~/b') == Path('a~/b')
@@ -96,6 +98,8 @@ def test_what_is_no_path_is_refused(value):
     assert '--output_dir: found ' in refusal(as_path, value, '--output_dir')
 
 
+@pytest.mark.contract('refused', 'outputs', "`--output_dir ''`",
+                      'nothing is written; "." is the current folder')
 @pytest.mark.parametrize('words', [['infer', '--input_image', 'x'], ['eda', '--data', 'x'], ['evaluate', '--pred', 'x', '--ref', 'x'], ['demo'],
                                    ['report', '--pred', 'x', '--data', 'x'], ['explain', '--input_image', 'x'], ['phantom'], ['download']])
 def test_no_command_writes_into_the_current_folder_for_an_empty_name(words, tmp_path, monkeypatch, capsys):
@@ -137,6 +141,8 @@ def test_files_have_the_mode_that_the_umask_leaves(umask, files, folders, tmp_pa
     assert {oct(stat.S_IMODE(p.stat().st_mode)) for p in (tmp_path / 'out').rglob('*') if p.is_dir()} == {oct(folders)}
 
 
+@pytest.mark.contract('works', 'surroundings', 'a file system that refuses chmod, links, times or fsync',
+                      'all is written')
 def test_a_file_system_that_refuses_everything_but_to_write(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(1, 'Operation not permitted')
@@ -215,6 +221,8 @@ def test_no_cell_is_a_formula(tmp_path):
     assert [r[0] for r in rows[1:]] == [f"'{e}" for e in evil] and {tuple(r[1:]) for r in rows[1:]} == {('-0.5', '-0.25', '0.001')}
 
 
+@pytest.mark.contract('converted', 'outputs', 'a case whose name a spreadsheet takes for a formula',
+                      'an apostrophe before it makes it text')
 def test_scores_of_a_case_that_is_named_like_a_formula(tmp_path):
     for side in ('pred', 'ref'):
         image_file(tmp_path / side / '=1+1.nii.gz', volumes=1)
@@ -243,6 +251,8 @@ def test_inference_replaces_no_scan_and_no_reference(where, cohort, tmp_path):
     assert content(cohort) == before
 
 
+@pytest.mark.contract('refused', 'outputs', 'an output that would replace a file which the manifest does not list, or a mask that was corrected by hand',
+                      'the error names it; our own files are replaced')
 def test_inference_replaces_what_its_manifest_lists_and_nothing_else(cohort, tmp_path):
     out, studies = tmp_path / 'out', find_cases(cohort)
     assert segment(studies, out, extras=('probabilities',)) == {}
@@ -336,6 +346,8 @@ def holder(tmp_path):
     process.wait()
 
 
+@pytest.mark.contract('refused', 'processes', 'a second training in the folder of one that runs',
+                      'the error says which process, where and since when; what a killed one has left is taken over')
 def test_a_second_training_is_refused_and_told_who_is_there(holder):
     from neuroseg3d.train import fit
     folder, process = holder
@@ -368,6 +380,8 @@ def note_entries(job: tuple[str, str]) -> None:
         manifest._put({f'{who}{n}': {'output': f'{who}{n}.nii', 'model': {}}})
 
 
+@pytest.mark.contract('works', 'processes', 'two inferences into one folder',
+                      'one manifest of both')
 def test_two_processes_in_one_folder_lose_nothing_of_its_manifest(tmp_path):
     import multiprocessing
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('fork')) as pool:
@@ -378,6 +392,8 @@ def test_two_processes_in_one_folder_lose_nothing_of_its_manifest(tmp_path):
     assert set(names(tmp_path)) == {'manifest.json', *manifest['files']}
 
 
+@pytest.mark.contract('works', 'processes', 'half-written files of killed processes',
+                      'removed by the next run in that folder')
 def test_what_killed_processes_leave_is_swept_and_nothing_else(cohort, tmp_path):
     code = ("import os, signal, sys; from pathlib import Path; from neuroseg3d.files import filled\n"
             "with filled(Path(sys.argv[1])) as path:\n    path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)")
