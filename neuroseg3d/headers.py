@@ -93,12 +93,24 @@ def settle_header(
     if sform is None and qform is None:
         warnings.warn(f'{name}: neither qform nor sform is set: orientation is taken from the voxel order '
                       '(left may be right)', stacklevel=4)
-    odd = _disagreement(header, affine, None if qform is None else scale @ qform, edges * scale[0, 0])
+    other = None if qform is None else scale @ qform
+    odd = _disagreement(header, affine, other, edges * scale[0, 0])
+    slight = _is_slight(affine, other, edges * scale[0, 0])
     if odd:
-        warnings.warn(f'{name}: {odd}; the {"sform" if sform is not None else "qform"} is used, and all that is written follows it', stacklevel=4)
+        warnings.warn(f'{name}: {odd}; the {"sform" if sform is not None else "qform"} is used'
+                      + ('' if slight else ', and all that is written follows it'), stacklevel=4)
     if unit in _UNIT_NAMES:
         warnings.warn(f'{name}: its unit is {_UNIT_NAMES[unit]}; converted to mm', stacklevel=4)
-    return _mended(header, affine) if odd or unit in _UNIT_NAMES else header
+    return _mended(header, affine) if odd and not slight or unit in _UNIT_NAMES else header
+
+
+def _is_slight(affine: np.ndarray, qform: np.ndarray | None, edges: np.ndarray) -> bool:
+    "Whether nothing but edges differ, by two percent at most: then a mask is best stored exactly as its scan is."
+    own = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.abs(edges / own - 1) <= 0.02).all():
+        return False
+    return qform is None or np.allclose(qform[:3, :3] / np.linalg.norm(qform[:3, :3], axis=0), affine[:3, :3] / own, atol=0.01) and bool(
+        np.linalg.norm(qform[:3, 3] - affine[:3, 3]) <= 0.1)
 
 
 def _forms(header: nib.Nifti1Header, known: bool, name: str) -> tuple[np.ndarray | None, np.ndarray | None]:
