@@ -55,6 +55,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.contract('converted', 'images', 'a background of -1, -1000, a millionth, z-scores, or with a little noise', 'it becomes zero; the line names the value')
 @pytest.mark.parametrize('how', SPOILT)
 def test_a_background_that_is_not_zero_becomes_zero(tmp_path, how):
     plain = read_case(write(tmp_path / 'plain', sequences()))
@@ -94,6 +95,7 @@ def test_zero_background_is_left_alone(tmp_path):
         assert all(np.array_equal(c, v[box]) for c, v in zip(case.image, images.values()))
 
 
+@pytest.mark.contract('converted', 'images', 'z-scores that were padded with zeros', 'both backgrounds become zero')
 def test_a_padded_box_of_z_scores(tmp_path):
     padded = {n: np.pad(zscore(v), ((9, 5), (3, 4), (6, 2))).astype(np.float32) for n, v in sequences().items()}
     with pytest.warns(UserWarning, match='not 0: the sequence was shifted'):
@@ -112,6 +114,7 @@ def head(noise: float, seed: int = 0) -> np.ndarray:
     return np.hypot(skin + rng.normal(0, noise, SHAPE), rng.normal(0, noise, SHAPE)).astype(np.float32) if noise else skin.astype(np.float32)
 
 
+@pytest.mark.contract('refused', 'images', 'a whole head, its air zero or noisy', 'the error says how to strip it')
 @pytest.mark.parametrize(('noise', 'scale', 'dtype', 'message'), [
     (12, 1, np.float32, 'has no constant background'), (12, 1, np.uint16, r'has no constant background|mL that are not background'),
     (0, 1.1, np.float32, r'holds [\d,]+ mL that are not background, more than any brain'), (0.5, 1.1, np.float32, 'more than any brain'),
@@ -122,12 +125,14 @@ def test_whole_heads_are_refused(tmp_path, noise, scale, dtype, message):
         read_case(write(tmp_path / 'P', images, AFFINE @ np.diag([scale, scale, scale, 1])))
 
 
+@pytest.mark.contract('refused', 'images', 'a box cut out inside the brain, without background', 'the error says so')
 def test_a_box_from_inside_the_brain_is_refused(tmp_path):
     images = {n: v[10:22, 11:27, 9:21] for n, v in sequences().items()}
     with pytest.raises(InputError, match='has no constant background: 0% of it is zero.*a box cut out inside the brain'):
         read_case(write(tmp_path / 'P', images))
 
 
+@pytest.mark.contract('refused', 'images', 'one stripped sequence beside others that are not, or the other way round', 'the error gives the volume of each')
 @pytest.mark.parametrize('stripped', [1, 3])
 def test_stripped_beside_unstripped_is_refused(tmp_path, stripped):
     images = sequences()
@@ -137,6 +142,7 @@ def test_stripped_beside_unstripped_is_refused(tmp_path, stripped):
         read_case(write(tmp_path / 'P', images))
 
 
+@pytest.mark.contract('works', 'images', 'a sequence that covers a part of the head', 'read; the report says what is missing, or how far it is shifted')
 def test_a_sequence_that_covers_a_part_is_read(tmp_path):
     images = sequences()
     images['t2'][:, :, :13] = 0

@@ -40,6 +40,7 @@ def scores(pred, ref) -> dict[str, dict]:
     return {r['name']: {**r, 'case': ''} for r in evaluate(pred, ref, pred_schema='msd', ref_schema='msd')[0]}
 
 
+@pytest.mark.contract('warned', 'labels', 'corners that lie up to 0.1 mm away (or a quarter of a voxel)', 'the same grid; the line gives the distance')
 def test_an_affine_rounded_to_four_decimals_is_the_same_grid(tmp_path):
     ref, pred = save(tmp_path / 'ref.nii.gz', tumour()), save(tmp_path / 'pred.nii.gz', tumour(2))
     off = AFFINE.copy()
@@ -55,6 +56,7 @@ def test_an_affine_rounded_to_four_decimals_is_the_same_grid(tmp_path):
         assert str(scores(moved, ref)) == str(wanted)
 
 
+@pytest.mark.contract('refused', 'labels', 'grids further apart', 'the error gives distance and tolerance')
 @pytest.mark.parametrize(('voxels', 'mm'), [(0.5, '0.5'), (0.25, '0.25')])
 def test_half_a_voxel_is_another_grid(tmp_path, voxels, mm):
     off = AFFINE.copy()
@@ -73,6 +75,7 @@ def test_small_voxels_have_a_small_tolerance(tmp_path):
         scores(pred, ref)
 
 
+@pytest.mark.contract('converted', 'labels', 'the same voxels with other axes, such as LPS against RAS', 'turned to match; the line says so')
 @pytest.mark.parametrize('codes', ['LPS', 'LAS', 'RAI', 'PIR', 'SAR', 'ILP'])
 def test_a_prediction_in_another_order_is_turned(tmp_path, codes):
     ref, pred = save(tmp_path / 'ref.nii.gz', tumour()), save(tmp_path / 'pred.nii.gz', tumour(2))
@@ -86,6 +89,7 @@ def test_a_prediction_in_another_order_is_turned(tmp_path, codes):
     assert back['ET']['dice'] == wanted['ET']['dice'] and back['WT']['hd95_mm'] == pytest.approx(wanted['WT']['hd95_mm'])
 
 
+@pytest.mark.contract('converted', 'images', 'sequences of one case with other axes', 'turned to match; the line says so')
 @pytest.mark.parametrize('codes', ['RAS', 'LPS', 'PIR'])
 def test_sequences_and_labels_in_another_order_are_turned(tmp_path, codes):
     rng, names = np.random.default_rng(0), ('flair', 't1', 't1ce', 't2')

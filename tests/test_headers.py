@@ -81,6 +81,7 @@ DISAGREE = {
 }
 
 
+@pytest.mark.contract('warned', 'images', '`sform`, `qform` and `pixdim` that disagree', 'the `sform` is used; what is written agrees in all three')
 @pytest.mark.parametrize('how', DISAGREE)
 def test_what_disagrees_is_said_and_what_is_written_agrees(tmp_path, how):
     arguments, change, message = DISAGREE[how]
@@ -106,6 +107,7 @@ def test_a_header_that_agrees_stays_byte_for_byte(tmp_path, arguments):
     assert written['pixdim'][:4].tobytes() == given['pixdim'][:4].tobytes()
 
 
+@pytest.mark.contract('converted', 'images', 'headers in metres or micrometres', 'millimetres, as ITK has them')
 @pytest.mark.parametrize('form', ['sform', 'qform', 'both'])
 @pytest.mark.parametrize(('unit', 'factor'), [('meter', 1e-3), ('micron', 1e3)])
 def test_units_become_millimetres_as_itk_does_it(tmp_path, unit, factor, form):
@@ -126,6 +128,7 @@ def test_an_unknown_unit_is_millimetres(tmp_path):
     assert np.allclose(case.geometry.affine, itk_affine(tmp_path / 'P' / 'P_t1.nii'), atol=1e-4)
 
 
+@pytest.mark.contract('refused', 'images', 'a header without any voxel size', 'nothing is invented')
 @pytest.mark.parametrize('pixdim', [0, np.nan, np.inf])
 @pytest.mark.parametrize('form', ['none', 'qform'])
 def test_no_spacing_is_not_invented(tmp_path, pixdim, form):
@@ -143,6 +146,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.contract('refused', 'images', 'voxel edges outside 0.05 to 20 mm, axes that lean too far, offsets beyond ten metres, affines that are no numbers', 'the error shows them')
 @pytest.mark.parametrize('how', SPOILT)
 def test_affines_of_no_head_are_refused(tmp_path, how):
     affine, message = SPOILT[how]
@@ -153,6 +157,7 @@ def test_affines_of_no_head_are_refused(tmp_path, how):
         read_header(path)
 
 
+@pytest.mark.contract('refused', 'images', 'a `vox_offset` that is infinite, negative or absurd', 'the error names the field')
 @pytest.mark.parametrize('offset', [np.inf, np.nan, -352, 1e12, 3e38])
 @pytest.mark.parametrize('packed', [False, True])
 def test_voxels_that_begin_nowhere_are_refused(tmp_path, offset, packed):
@@ -163,6 +168,7 @@ def test_voxels_that_begin_nowhere_are_refused(tmp_path, offset, packed):
         read_header(path)
 
 
+@pytest.mark.contract('warned', 'images', 'gzip under the name .nii, or plain NIfTI under .nii.gz', 'read as what it is; the line says what to call it')
 def test_gzip_under_the_name_nii_and_the_other_way_round(tmp_path):
     plain, packed = save(tmp_path / 'a.nii', image(OBLIQUE)), save(tmp_path / 'b.nii.gz', image(OBLIQUE))
     wanted = nib.load(packed).get_fdata()
@@ -176,6 +182,7 @@ def test_gzip_under_the_name_nii_and_the_other_way_round(tmp_path):
         assert np.array_equal(case.image[1], wanted) and np.allclose(case.geometry.affine, OBLIQUE, atol=1e-5)
 
 
+@pytest.mark.contract('refused', 'images', 'a page of HTML, a pointer of git-lfs, DICOM or a ZIP archive under the name of a scan', 'the error says what it is')
 @pytest.mark.parametrize(('start', 'what'), [(b'version https://git-lfs.github.com/spec/v1\noid', 'a pointer of git-lfs'), (b'<!DOCTYPE html><html>', 'a page of HTML'),
                                              (bytes(128) + b'DICM', 'a DICOM file'), (b'PK\x03\x04', 'a ZIP archive'), (b'', 'an empty file')])
 @pytest.mark.parametrize('name', ['a.nii', 'a.nii.gz'])
@@ -185,6 +192,7 @@ def test_what_is_no_nifti_is_named(tmp_path, start, what, name):
         read_header(tmp_path / name)
 
 
+@pytest.mark.contract('converted', 'images', '.mha, .mhd, .nrrd, .nhdr, pairs of .hdr and .img', 'the same case as from .nii.gz; masks are NIfTI')
 @pytest.mark.parametrize('suffix', ['.mha', '.mhd', '.nrrd', '.nhdr', '.img'])
 def test_other_formats_give_the_same_case(tmp_path, suffix):
     sitk = pytest.importorskip('SimpleITK')
@@ -206,6 +214,7 @@ def test_other_formats_give_the_same_case(tmp_path, suffix):
     assert np.allclose(nib.load(path).affine, OBLIQUE, atol=1e-4) and np.array_equal(np.asarray(nib.load(path).dataobj) > 0, wanted.label > 0)
 
 
+@pytest.mark.contract('refused', 'images', '.mha or .nrrd where SimpleITK is not installed', 'the error says what to install')
 def test_formats_of_itk_ask_for_simpleitk(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'SimpleITK', None)
     (tmp_path / 'a.nrrd').write_bytes(b'NRRD0004\n')
@@ -230,6 +239,7 @@ def scaled(path, ids: np.ndarray, slope: float, inter: float = 0.0):
     return path
 
 
+@pytest.mark.contract('converted', 'labels', 'ids such as 2.00003 from a scaling', 'rounded by what the scaling explains, 0.05 at most')
 @pytest.mark.parametrize(('slope', 'inter'), [(4 / 65535, 0), (3 / 32767, 0.5), (0.01, 0), (2 / 255, 1), (0.5, 0), (1 / 3, 0), (1, 1)])
 def test_scaled_ids_are_rounded(tmp_path, slope, inter):
     ids = (np.indices(SHAPE).sum(0) % 4).astype(np.uint8)
@@ -237,6 +247,7 @@ def test_scaled_ids_are_rounded(tmp_path, slope, inter):
     assert np.array_equal(read_label(path, 'msd')[0], ids)
 
 
+@pytest.mark.contract('refused', 'labels', 'fractional ids that the scaling does not explain', 'the error names slope and intercept')
 @pytest.mark.parametrize(('slope', 'value'), [(0.5, 1.5), (0.01, 2.2), (4 / 65535, 2.01)])
 def test_what_scaling_does_not_explain_names_the_scaling(tmp_path, slope, value):
     ids = np.zeros(SHAPE)
@@ -245,6 +256,7 @@ def test_what_scaling_does_not_explain_names_the_scaling(tmp_path, slope, value)
         read_label(scaled(tmp_path / 'seg.nii', ids, slope), 'msd')
 
 
+@pytest.mark.contract('refused', 'labels', 'infinite or NaN voxels in a label map', 'the error counts them')
 @pytest.mark.parametrize('value', [np.inf, -np.inf, np.nan])
 def test_an_infinite_id_is_an_error(tmp_path, value):
     ids = np.zeros(SHAPE, np.float32)
@@ -257,6 +269,7 @@ def test_an_infinite_id_is_an_error(tmp_path, value):
 SHEAR = np.array([[1, 0.2, 0.05, 0], [0, 1, 0.1, 0], [0, 0, 1.2, 0], [0, 0, 0, 1.0]])
 
 
+@pytest.mark.contract('works', 'images', 'axes that are not at right angles', 'volumes by the determinant, distances in the world')
 def test_sheared_grids_have_volumes_and_distances_in_the_world(tmp_path):
     shape, pred, ref = (40, 44, 42), np.zeros((40, 44, 42), np.uint8), np.zeros((40, 44, 42), np.uint8)
     ref[10:30, 12:32, 10:30] = 3
