@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from monai.transforms import (Affine, Compose, CropForegroundd, MapTransform, No
                               RandomizableTransform, RandScaleIntensity, RandScaleIntensityFixedMean,
                               RandSimulateLowResolution, Spacingd)
 from monai.transforms.utils import create_rotate
+from msgspec import Meta
 
+from .config import Settings
 from .core import MODALITIES, Case, InputError, labels_to_regions, regions_to_labels
 from .transforms import HALF, SAME_MM, ModelCase, Space, one_thread, plan_record
 
@@ -27,14 +29,14 @@ __all__ = ['Augment', 'RandRotateScaled', 'RandByGroupd', 'RandModalityDropoutd'
 
 # %% ../nbs/05a_augment.ipynb #44e3e318
 @dataclass(frozen=True)
-class Augment:
+class Augment(Settings, section='augment'):
     "How patches are varied in training; the defaults are nnU-Net's."
     rotation_p: float = 0.2  # chance to rotate, about all three axes
-    rotation_deg: float = 30.0  # largest angle about each axis, either way
+    rotation_deg: Annotated[float, Meta(ge=0, le=180)] = 30.0  # largest angle about each axis, either way
     scaling_p: float = 0.2  # chance to scale, all axes alike
     scaling: tuple[float, float] = (0.7, 1.4)  # field of view relative to the patch: below 1 magnifies
     noise_p: float = 0.1  # chance of Gaussian noise
-    noise_sd: float = 0.3  # largest standard deviation, in z-scores (nnU-Net: variance up to 0.1)
+    noise_sd: Annotated[float, Meta(ge=0, le=100)] = 0.3  # largest standard deviation, in z-scores (nnU-Net: variance up to 0.1)
     blur_p: float = 0.2  # chance of Gaussian blur, in half of the sequences
     blur_sigma_vox: tuple[float, float] = (0.5, 1.0)  # its width
     brightness_p: float = 0.15  # chance to multiply intensities
@@ -51,6 +53,7 @@ class Augment:
     together: Literal['t1', 'none', 'all'] = 't1'  # what shares brightness, contrast, gamma: T1w+T1gd, nothing, all
 
     def __post_init__(self):
+        super().__post_init__()
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name.endswith('_p') and not 0 <= value <= 1:

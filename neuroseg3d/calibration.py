@@ -10,14 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from .checkpoint import KEY, Model, description, find_model, load_checkpoint, read_ensemble, save_checkpoint
 from .core import REGIONS, InputError
+from .records import checked
 
 if TYPE_CHECKING:
     from neuroseg3d.viz import Picture
@@ -151,6 +153,33 @@ def lesion_probability(
     return p.flatten().topk(count).values.mean().item()
 
 # %% ../nbs/10b_calibration.ipynb #934c7a58
+_Three = tuple[float | None, float | None, float | None]
+_Some = list[float | None]
+_Numbers = Annotated[list[float], Meta(min_length=1, max_length=100)]
+_Diagram = tuple[_Numbers, _Numbers, _Numbers]  # mean probability, frequency and count of each bin
+
+
+class _Stored(TypedDict, total=False):
+    "A calibration as a file holds it: what is not finite is nothing."
+    temperature: tuple[Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)]]
+    quantile: _Three
+    alpha: Annotated[float, Meta(gt=0, lt=1)]
+    n_cases: Annotated[int, Meta(ge=0)]
+    ece_before: _Three
+    ece_after: _Three
+    ace_before: _Three
+    ace_after: _Three
+    members: Annotated[int, Meta(ge=1)]
+    flips: list[str]
+    presence: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]]
+    qu_brats: _Some
+    dice: _Some
+    expected_dice: _Some
+    expected_dice_error: _Some
+    note: str
+    curves: dict[Literal['WT', 'TC', 'ET'], tuple[_Diagram, _Diagram]]
+
+
 @dataclass(frozen=True)
 class Calibration:
     "What was learnt about a model's sureness on validation cases; WT, TC, ET in each tuple. Plain values."
@@ -189,6 +218,7 @@ class Calibration:
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f'calibration: unknown value(s) {", ".join(sorted(unknown))}')
+        checked(values, _Stored, 'calibration')
         empty = dict.fromkeys(values, float('nan')) | {'quantile': float('inf')}
         return cls(**{k: tuple(empty[k] if x is None else x for x in v) if isinstance(v, (list, tuple)) else v
                       for k, v in values.items()})

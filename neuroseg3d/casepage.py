@@ -328,7 +328,7 @@ def _mesh(result: CaseResult, options: ReportOptions) -> str:
         mean = np.mean(list(result.entropy.values()), axis=0)
         paint['entropy'] = ENTROPY, {r: result.entropy[r] if r in regions else mean for r in REGIONS}
     figure = mesh_figure(result.case, result.prediction, result.reference, options.mesh_faces, options.mesh_grid_mm, 520, paint)
-    data = figure.to_json().replace('</', '<\\/')
+    data = figure.to_json().replace('<', '\\u003c')
     note = 'Drag to turn, scroll to zoom; click a name to show or hide it. Letters name the patient’s sides.'
     return (f'<figure class="mesh"><div class="plot"><span class="quiet">3D mesh</span></div>'
             f'<script type="application/json">{data}</script><figcaption>{note}</figcaption></figure>')

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 
 from . import __version__
@@ -23,17 +27,20 @@ from .config import build
 from .core import MODALITIES, REGIONS, InputError
 from .files import as_path, filled, write_json
 from .folders import check_folder
-from .records import read_json
+from .processes import free_memory
+from .records import checked, parse_json, read_json
 from .schemas import get_schema
 from .tensors import read_tensors, write_tensors
 from .transforms import Space
 from .unet import UNet, UNetConfig
 from .windows import Windows
 
+T = TypeVar('T')
+
 # %% auto #0
-__all__ = ['KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'check_finite', 'load_checkpoint', 'describe',
-           'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export', 'check_ensemble',
-           'write_ensemble', 'read_ensemble', 'find_model', 'load_model']
+__all__ = ['T', 'KEY', 'FORMAT', 'MODELS', 'STARTER', 'ENSEMBLE', 'save_checkpoint', 'check_finite', 'load_checkpoint',
+           'describe', 'description', 'Model', 'averaged_weights', 'model_facts', 'export_model', 'read_export',
+           'check_ensemble', 'write_ensemble', 'read_ensemble', 'find_model', 'load_model']
 
 # %% ../nbs/09a_checkpoint.ipynb #0ee9bacb
 def save_checkpoint(
@@ -68,6 +75,7 @@ def load_checkpoint(
         raise InputError(f'{path}: found a .json file, such as that of an ensemble; expected one checkpoint, such as a member of it')
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_archive(archive, path.stat().st_size)
             damaged = archive.testzip()
         if damaged:
             raise zipfile.BadZipFile(f'checksum of {damaged} is wrong')
@@ -77,8 +85,54 @@ def load_checkpoint(
         raise InputError(f'{path}: cannot be loaded as data: {type(error).__name__}: {reason}; expected a whole checkpoint, or an exported model (.safetensors)') from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: found {type(content).__name__}, expected a checkpoint')
-    check_finite(content['state_dict'] if isinstance(content.get('state_dict'), dict) else {}, path)
+    if 'state_dict' in content:
+        check_finite(_check_tensors(content['state_dict'], path), path)
     return content
+
+
+#: What the pickle of a checkpoint may name: tensors, and containers of plain values.
+_PLAIN = re.compile(r'collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter|torch(\.storage)? \w+Storage|'
+                    r'torch (Size|device|[a-z]*float[\w]*|u?int\d+|bool|half|double|long)|_codecs encode|builtins set')
+_LARGEST_PICKLE, _MOST_OPCODES = 4_000_000, 1_000_000  # bytes, and steps; a run of ours has 40 kB and 10,000
+
+
+def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
+    "Refuse, before anything is unpacked, what would become larger than the file is, than memory is, or take for ever."
+    members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f'{member.filename} is compressed, {member.compress_size:,} to {member.file_size:,} bytes; PyTorch writes what is not')
+    total, free = sum(m.file_size for m in members), free_memory()
+    if total > size:
+        raise ValueError(f'its members claim {total:,} bytes, the file has {size:,}')
+    if total > free:
+        raise ValueError(f'{total:,} bytes do not fit into the {free:,} bytes of memory that are free')
+    for member in (m for m in members if m.filename.endswith('.pkl')):
+        if member.file_size > _LARGEST_PICKLE:
+            raise ValueError(f'{member.filename} has {member.file_size:,} bytes, expected {_LARGEST_PICKLE:,} at most')
+        _check_pickle(archive.read(member))
+
+
+def _check_pickle(content: bytes) -> None:
+    "Refuse a pickle of too many steps, or one that names anything but tensors and plain values."
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if count > _MOST_OPCODES:
+            raise ValueError(f'a pickle of more than {_MOST_OPCODES:,} steps')
+        if opcode.name in ('STACK_GLOBAL', 'INST', 'OBJ') or opcode.name == 'GLOBAL' and not _PLAIN.fullmatch(argument):
+            raise pickle.UnpicklingError(f'found {argument or opcode.name}, expected tensors and plain values')
+
+
+def _check_tensors(
+    weights: Any,  # as a file holds them
+    path: Path,  # of the file
+) -> dict[str, torch.Tensor]:
+    "Tensors by name, none larger than what the file holds of it."
+    if not isinstance(weights, Mapping) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()):
+        raise InputError(f'{path}: state_dict: found {type(weights).__name__} of other things, expected tensors by name')
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.device.type != 'cpu' or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(f'{path}: state_dict: {name[:80]}: found {tuple(value.shape)} of {value.dtype}, more than is stored of it')
+    return dict(weights)
 
 # %% ../nbs/09a_checkpoint.ipynb #bbc5e750
 #: The key under which a checkpoint describes itself, and the version of what stands there.
@@ -96,17 +150,81 @@ def describe(
 def description(
     content: Mapping[str, Any],  # a loaded checkpoint
     path: str | Path,  # for the error
+    kind: type | None = None,  # what else it has to say; None: what a checkpoint says
 ) -> dict[str, Any]:
     "What a loaded checkpoint says about itself; one that says nothing, or something newer, is an error."
     found = content.get(KEY)
     if found is None:
         raise InputError(f'{path}: not a checkpoint of neuroseg3d')
+    checked(found, _Header, str(path), (KEY,))
     if found['format'] > FORMAT:
         raise InputError(f'{path}: checkpoint format {found["format"]} (written by neuroseg3d {found["version"]}); '
                          f'this is neuroseg3d {__version__}, which reads up to format {FORMAT}')
     if tuple(found['modalities']) != MODALITIES:
         raise InputError(f'{path}: trained on {", ".join(found["modalities"])}; expected {", ".join(MODALITIES)}')
-    return found
+    return checked(found, kind or _Checkpoint, str(path), (KEY,))
+
+
+class _Header(TypedDict):
+    "What every version of the format has."
+    format: Annotated[int, Meta(ge=1)]
+    version: str
+    modalities: list[str]
+
+
+class _Loss(TypedDict):
+    targets: Literal['regions', 'labels', 'whole']
+
+
+class _Optim(TypedDict):
+    ema_decay: Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Sections(TypedDict):
+    "The settings of a run that a model is made from."
+    model: dict[str, Any]
+    space: dict[str, Any]
+    infer: dict[str, Any]
+    loss: _Loss
+    optim: _Optim
+
+
+class _Facts(_Header, total=False):
+    "What may be known of a model."
+    schema: str | None
+    thresholds: dict[str, Annotated[float, Meta(ge=0, le=1)]] | None
+    postprocess: dict[str, Any] | None
+    calibration: dict[str, Any] | None
+    origin: dict[str, Any] | None
+    fold: int | str | None
+    split_sha256: str | None
+    data_sha256: str | None
+
+
+class _Checkpoint(_Facts):
+    "What a checkpoint says about itself."
+    config: _Sections
+
+
+class _Export(_Facts):
+    "What an exported model says about itself."
+    architecture: dict[str, Any]
+    normalisation: dict[str, Any]
+    windows: dict[str, Any]
+    targets: Literal['regions', 'labels', 'whole']
+
+
+def _settings(
+    cls: type[T],  # a dataclass of settings
+    about: Mapping[str, Any],  # what a model says about itself
+    section: str,  # of its configuration
+    path: Path,  # of the model, for the error
+) -> T:
+    "Settings that a model comes with."
+    try:
+        return build(cls, about['config'][section], section)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from None
 
 # %% ../nbs/09a_checkpoint.ipynb #7985cb4f
 @dataclass
@@ -140,13 +258,17 @@ def averaged_weights(
 
 
 def _network(weights: Mapping[str, torch.Tensor], about: Mapping[str, Any], path: Path) -> UNet:
-    "The network that a file describes, with the weights that it holds."
+    "The network that a file describes, with the weights that it holds; it takes memory once they are known to fit."
     check_finite(weights, path)
-    network = UNet(build(UNetConfig, about['config']['model'], 'model'))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f'{path}: weights do not fit the architecture it names: {error}') from None
+    config = _settings(UNetConfig, about, 'model', path)
+    with torch.device('meta'):
+        wanted = {k: tuple(v.shape) for k, v in UNet(config).state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in weights.items()}
+    if odd := sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k)):
+        raise InputError(f'{path}: weights do not fit the architecture it names: {odd[0][:80]} and {len(odd) - 1} others: found '
+                         f'{found.get(odd[0], "none")}, expected {wanted.get(odd[0], "none")}')
+    network = UNet(config)
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
 
 # %% ../nbs/09a_checkpoint.ipynb #773ed481
@@ -214,11 +336,8 @@ def read_export(
     if not checked:
         warnings.warn(f'{path}: exported before models had a checksum, so it cannot be checked that it is whole; '
                       f'export it again (neuroseg3d export --ckpt_path {path.name} --output_path NEW.safetensors)', stacklevel=2)
-    try:
-        facts = json.loads(texts.get(KEY, 'null'))
-    except ValueError as error:
-        raise InputError(f'{path}: damaged: its description is not JSON: {error}') from None
-    about = description({KEY: facts} if facts else {}, path)
+    facts = parse_json(texts.get(KEY, 'null'), f'{path}: metadata {KEY}')
+    about = description({KEY: facts} if facts else {}, path, _Export)
     return weights, {**about, 'config': {**facts.get('recipe', {}), 'model': facts['architecture'], 'space': facts['normalisation'],
                                          'loss': {'targets': facts['targets']}, 'infer': facts['windows']}}
 
@@ -261,16 +380,20 @@ def read_ensemble(
     path: Path,  # of `write_ensemble`
 ) -> dict[str, Any]:  # members, postprocess
     "What the file of an ensemble says."
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-        members = [str(m) for m in content['members']]
-    except FileNotFoundError:
-        raise InputError(f'{path}: no such ensemble') from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f'{path}: not the file of an ensemble: {error!r}') from None
-    if not members or content.get('format', FORMAT) > FORMAT:
-        raise InputError(f'{path}: found {len(members)} members and format {content.get("format")}, expected some and {FORMAT} at most')
-    return {**content, 'members': members}
+    content = read_json(path, _Ensemble, 'ensemble', 1 << 20)
+    if content.get('format', FORMAT) > FORMAT:
+        raise InputError(f'{path}: found format {content["format"]}, expected {FORMAT} at most')
+    return content
+
+
+class _Members(TypedDict):
+    members: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=100)]
+
+
+class _Ensemble(_Members, total=False):
+    "The file of an ensemble."
+    format: int
+    postprocess: dict[str, Any] | None
 
 
 def find_model(
@@ -293,7 +416,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return read_export(path)
     content = load_checkpoint(path)
     about = description(content, path)
-    return averaged_weights(content, about), about
+    return averaged_weights({'state_dict': _check_tensors(content.get('state_dict'), path)}, about), about
 
 
 def load_model(
@@ -314,5 +437,5 @@ def load_model(
     if rules := ensembles.get(found[0], {}).get('postprocess'):
         abouts = ({**abouts[0], 'postprocess': rules}, *abouts[1:])
     config, thresholds = abouts[0]['config'], abouts[0].get('thresholds') or dict.fromkeys(REGIONS, 0.5)
-    return Model([_network(*x) for x in zip(contents, abouts, sources)], build(Space, config['space'], 'space'),
-                 build(Windows, config['infer'], 'infer'), config['loss']['targets'], list(abouts), sources, thresholds)
+    return Model([_network(*x) for x in zip(contents, abouts, sources)], _settings(Space, abouts[0], 'space', sources[0]),
+                 _settings(Windows, abouts[0], 'infer', sources[0]), config['loss']['targets'], list(abouts), sources, thresholds)

@@ -253,11 +253,12 @@ def _postprocess(args, overrides) -> int:
     from neuroseg3d.infer import check_makers, store_rules, tune_rules
     if args.ckpt_path:
         check_makers(args.pred, args.ckpt_path)
-    rules, before, after = tune_rules(args.pred, args.data, args.ref_schema)
+    failures: dict[str, str] = {}
+    rules, before, after = tune_rules(args.pred, args.data, args.ref_schema, failures)
     print(f'{rules}\nmean Dice {before:.4f} -> {after:.4f}')
     for path in args.ckpt_path or ():
         print(f'stored in {store_rules(path, rules)}')
-    return 0
+    return _tell_failures(failures)
 
 
 def _export(args, overrides) -> int:
@@ -320,7 +321,7 @@ def _evaluate(args, overrides) -> int:
         print(f'\nfirst: {args.compare}, second: {args.pred}')
         print(comparison_table(compare(other, rows)))
     print(*(Path(args.output_dir) / name for name in ('metrics.csv', 'confusion.csv', 'summary.json')), sep='\n')
-    return 0
+    return _tell_failures(summary['failed'])
 
 
 def _calibrate(args, overrides) -> int:
@@ -332,7 +333,8 @@ def _calibrate(args, overrides) -> int:
     paths = calibrated_checkpoints(args.ckpt_path)
     check_folder(paths[0].parent, '--ckpt_path')  # where the result is going to be stored
     flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
-    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, print, args.ref_schema)
+    failures: dict[str, str] = {}
+    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, print, args.ref_schema, failures)
     for n, region in enumerate(REGIONS):
         print(f'{region}: temperature {found.temperature[n]:.2f}, calibration error {found.ece_before[n]:.4f} -> {found.ece_after[n]:.4f}, '
               f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}; QU-BraTS {found.qu_brats[n]:.3f}; '
@@ -340,7 +342,7 @@ def _calibrate(args, overrides) -> int:
     if found.quantile[0] == float('inf'):
         print(f'{found.n_cases} validation cases are too few for {1 - args.alpha:.0%} volume intervals: there will be none')
     print(f'stored in {paths[0]}' + (f', the first of {len(paths)} checkpoints' if len(paths) > 1 else ''))
-    return 0
+    return _tell_failures(failures)
 
 
 def _report(args, overrides) -> int:
@@ -353,10 +355,10 @@ def _report(args, overrides) -> int:
         if model is None:
             _fail('--tta is about the model that --ckpt_path names; found none')
         model = _mirrored(model, args.tta)
-    made = {'command': command_line(['neuroseg3d', *args.words])}
+    made, failures = {'command': command_line(['neuroseg3d', *args.words])}, {}
     print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema, args.title,
-                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution, print))
-    return 0
+                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution, print, failures))
+    return _tell_failures(failures)
 
 
 def _explain(args, overrides) -> int:
@@ -364,8 +366,8 @@ def _explain(args, overrides) -> int:
 
     from tqdm import tqdm
 
-    from neuroseg3d.cases import check_case
     from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.failures import check_some_worked, failing_alone
     from neuroseg3d.infer import choose_device
     from neuroseg3d.models import resolve_models
     from neuroseg3d.xai import check_explanations, explain_file
@@ -373,7 +375,6 @@ def _explain(args, overrides) -> int:
     studies = find_inputs(args.input_image, args.allow_missing)
     for study in studies:  # before minutes of work on those that come first
         check_explanations(args.output_dir, study, args.region, args.method)
-        check_case(study, with_label=False, allow_missing=args.allow_missing)
     choose_device(args.device)
     model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
     bars = {}
@@ -382,13 +383,16 @@ def _explain(args, overrides) -> int:
         if method not in bars:
             bars[method] = tqdm(total=of, desc=method, unit='pass', disable=None, leave=False)
         bars[method].update(done - bars[method].n)
+    failures: dict[str, str] = {}
     for study in studies:
         print(f'{study.id}: explaining {args.region} by {", ".join(args.method)}', flush=True)
-        made = explain_file(model, study, args.output_dir, args.region, args.method, args.device, args.allow_missing, progress)
+        with failing_alone(study.id, failures):
+            made = explain_file(model, study, args.output_dir, args.region, args.method, args.device, args.allow_missing, progress)
+            print(made, *_checks(made), sep='\n')
         while bars:
             bars.popitem()[1].close()
-        print(made, *_checks(made), sep='\n')
-    return 0
+    check_some_worked(failures, len(studies))
+    return _tell_failures(failures)
 
 
 def _checks(made: Path) -> list[str]:
@@ -590,7 +594,8 @@ def main(
     "Run a command."
     settle()
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = '--debug' in argv
+    debug = '--debug' in argv or bool(os.environ.get('NEUROSEG3D_DEBUG'))
+
     parser = make_parser()
     with _signals() as received:
         try:
@@ -695,13 +700,17 @@ def _signals():
 @contextmanager
 def _short_warnings(debug: bool):
     "Warnings as one line, without the place in the code."
-    before = warnings.formatwarning
-    if not debug:
+    before, wanted = warnings.formatwarning, os.environ.get('NEUROSEG3D_DEBUG')
+    if debug:
+        os.environ['NEUROSEG3D_DEBUG'] = '1'  # also for errors of single cases, and in processes that are started
+    else:
         warnings.formatwarning = lambda message, *_, **__: f'neuroseg3d: warning: {message}\n'
     try:
         yield
     finally:
         warnings.formatwarning = before
+        if debug and not wanted:
+            del os.environ['NEUROSEG3D_DEBUG']
 
 
 def _subparser(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
@@ -37,11 +36,13 @@ from tqdm.auto import tqdm
 
 from .augment import Augment, augmentation, monai_to_model_space
 from .cases import read_case
+from .config import Settings
 from .core import InputError, Label
 from .download import download
 from .files import as_path
 from .layouts import Study, find_cases
 from .nifti import header_geometry, read_header
+from .processes import free_memory
 from .split import Split, load_split, make_split, save_split, study_files
 from .tensors import check_tensors, write_tensors
 from .transforms import Record, Space, one_thread
@@ -53,7 +54,7 @@ __all__ = ['Data', 'Machine', 'look_at_machine', 'MachinePlan', 'plan_machine', 
 
 # %% ../nbs/06_data.ipynb #596c7d3b
 @dataclass(frozen=True)
-class Data:
+class Data(Settings, section='data'):
     "Where the cases are and how they become batches."
     root: str = 'data/Task01_BrainTumour'  # folder with the cohort, in any layout that the reader knows
     download: bool = False  # fetch the Decathlon's Task01_BrainTumour (7.1 GB) when `root` is absent
@@ -71,6 +72,7 @@ class Data:
     workers: int = -1  # how many of them; -1: by cores
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ('root', 'cache_dir'):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(as_path(getattr(self, name), f'data.{name}')))
@@ -94,40 +96,6 @@ class Machine:
     gpu_gb: float = 0.0  # memory of the smallest
 
 
-def _read_number(path: str) -> float | None:
-    "The number in a file of the kernel, None where there is none."
-    try:
-        return float(Path(path).read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _cgroup_folders() -> list[str]:
-    "Folders that may hold this process's limits, innermost first."
-    folders = ['/sys/fs/cgroup', '/sys/fs/cgroup/memory']
-    try:
-        lines = Path('/proc/self/cgroup').read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        _, controllers, inner = line.split(':', 2)
-        if controllers in ('', 'memory'):
-            path = Path('/sys/fs/cgroup/memory' if controllers else '/sys/fs/cgroup') / inner.lstrip('/')
-            folders = [str(p) for p in (path, *path.parents) if str(p).startswith('/sys/fs/cgroup')] + folders
-    return folders
-
-
-def _free_ram_gb() -> float:
-    "Memory that can still be taken: the system's or the container's, whichever is less."
-    free = float(psutil.virtual_memory().available)
-    for folder in _cgroup_folders():
-        for limit, used in (('memory.max', 'memory.current'), ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
-            most = _read_number(f'{folder}/{limit}')
-            if most is not None:
-                free = min(free, most - (_read_number(f'{folder}/{used}') or 0))
-    return max(0.0, free) / 1e9
-
-
 def _usable_cores() -> int:
     "Cores that the affinity mask and the container's quota leave."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -149,7 +117,7 @@ def look_at_machine(
     folder = next(p for p in (Path(cache_dir).absolute(), *Path(cache_dir).absolute().parents) if p.exists())
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpu_gb = min((torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(gpus)), default=0.0)
-    return Machine(max(1, _usable_cores() // ranks), _free_ram_gb() / ranks, shm_gb / ranks,
+    return Machine(max(1, _usable_cores() // ranks), free_memory() / 1e9 / ranks, shm_gb / ranks,
                    shutil.disk_usage(folder).free / 1e9, gpus, gpu_gb)
 
 # %% ../nbs/06_data.ipynb #9144d75e

@@ -5,6 +5,7 @@
 # %% ../nbs/04b_download.ipynb #f8e3586c
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,12 +24,16 @@ from .core import InputError
 from .split import file_digest
 
 # %% auto #0
-__all__ = ['MSD_URL', 'MSD_MD5', 'fetch', 'extract', 'download']
+__all__ = ['MSD_URL', 'MSD_MD5', 'MSD_LARGEST', 'fetch', 'extract', 'download']
 
 # %% ../nbs/04b_download.ipynb #f18f9c5e
 #: The Decathlon's brain tumours as MONAI hosts them, and the MD5 that MONAI's DecathlonDataset expects.
 MSD_URL = 'https://msd-for-monai.s3-us-west-2.amazonaws.com/Task01_BrainTumour.tar'
 MSD_MD5 = '240a19d752f0d9e9101544901065d872'
+
+#: Bytes that it may have: it has 7.1 GB.
+MSD_LARGEST: int = 8_000_000_000
+_SLOWEST = 100  # bytes a second: a server that sends less keeps the line open and nothing else
 
 
 def _ask(url: str, start: int, timeout_s: float):
@@ -38,7 +44,7 @@ def _ask(url: str, start: int, timeout_s: float):
     return response, int(found[1]) if response.status == 206 and found else 0
 
 
-def _fetch_rest(url: str, part: Path, bar: tqdm, timeout_s: float) -> bool:
+def _fetch_rest(url: str, part: Path, bar: tqdm, timeout_s: float, largest: int) -> bool:
     "Append what is missing of a file; True when all of it is there."
     have = part.stat().st_size if part.exists() else 0
     try:
@@ -52,12 +58,22 @@ def _fetch_rest(url: str, part: Path, bar: tqdm, timeout_s: float) -> bool:
             raise OSError(f'asked for byte {have}, got byte {start}')
         length = response.headers.get('Content-Length')
         total = start + int(length) if length else None
+        if total is not None and total > largest:
+            raise InputError(f'{url}: the server announces {total:,} bytes, expected {largest:,} at most')
         file.truncate(start)  # a server without ranges begins anew
         file.seek(start)
         bar.total, bar.n = total, start
+        began, since = time.monotonic(), start
         while chunk := response.read1(1 << 20):
             file.write(chunk)
             bar.update(len(chunk))
+            if file.tell() > largest:
+                raise InputError(f'{url}: the server has sent more than {largest:,} bytes and goes on; expected {largest:,} at most')
+            if time.monotonic() - began > timeout_s:
+                if file.tell() - since < _SLOWEST * timeout_s:
+                    raise InputError(f'{url}: {file.tell() - since:,} bytes in {timeout_s:g} s, expected {_SLOWEST:,} a second at least; '
+                                     f'{file.tell():,} bytes are kept in {part}, the next call goes on from there')
+                began, since = time.monotonic(), file.tell()
         return total is None or file.tell() >= total
 
 
@@ -68,6 +84,7 @@ def fetch(
     progress: bool = True,  # show a bar
     retries: int = 5,  # attempts in a row that bring nothing new
     timeout_s: float = 60.0,  # of silence on the line
+    largest: int = MSD_LARGEST,  # bytes that the file may have
 ) -> Path:  # `path`
     "Download a file, going on where an earlier attempt ended, and check it."
     path, left, wait_s = Path(path), retries, 0.5
@@ -77,7 +94,7 @@ def fetch(
         while True:
             before, problem = part.stat().st_size if part.exists() else 0, 'the connection was cut'
             try:
-                if _fetch_rest(url, part, bar, timeout_s):
+                if _fetch_rest(url, part, bar, timeout_s, largest):
                     break
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in (408, 429):
@@ -104,9 +121,28 @@ def _check_md5(path: Path, md5: str, url: str) -> None:
         raise InputError(f'{url}: MD5 is {found}, expected {md5}; the file was removed, try again')
 
 # %% ../nbs/04b_download.ipynb #410a5c21
+_MOST_MEMBERS, _MOST_EXPANDED, _LONGEST_HEADER = 100_000, 50, 1 << 20
+
+
+class _Member(tarfile.TarInfo):
+    "A member whose long names and other remarks are short enough to be read into memory."
+
+    def _proc_member(self, archive):
+        if self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) and self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f'a remark of {self.size:,} bytes, expected {_LONGEST_HEADER:,} at most')
+        return super()._proc_member(archive)
+
+
 def _safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
     "Plain files and folders of an archive; anything that could land elsewhere is an error."
-    for member in archive:
+    size, claimed = Path(where).stat().st_size, 0
+    for count, member in enumerate(archive):
+        claimed += member.size
+        if count >= _MOST_MEMBERS:
+            raise InputError(f'{where}: refused, it has more than {_MOST_MEMBERS:,} members')
+        if member.issparse() or claimed > _MOST_EXPANDED * size:
+            raise InputError(f'{where}: refused, {member.name[:80]!r} would be {member.size:,} bytes, from an archive of {size:,}; expected '
+                             f'{_MOST_EXPANDED} times its size at most, and no holes')
         parts = Path(member.name).parts
         if Path(member.name).is_absolute() or '..' in parts or (parts and ':' in parts[0]):
             raise InputError(f'{where}: refused, {member.name!r} would be written outside the target folder')
@@ -119,9 +155,11 @@ def _safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tarfile.TarI
 
 def _unpack(archive: str | Path, folder: Path) -> None:
     "The safe members of an archive, written below a folder."
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive, tarinfo=_Member) as tar:
         for member in _safe_members(tar, str(archive)):
             target = folder / member.name
+            if member.size > (free := shutil.disk_usage(folder).free):
+                raise InputError(f'{archive}: {member.name[:80]!r} has {member.size:,} bytes; {free:,} are free in {folder.parent}')
             (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
             if member.isfile():
                 with tar.extractfile(member) as source, open(target, 'wb') as file:
@@ -138,8 +176,12 @@ def extract(
     with tempfile.TemporaryDirectory(prefix='.unpacking-', dir=folder) as scratch:
         try:
             _unpack(archive, Path(scratch))
-        except (tarfile.TarError, EOFError) as error:
+        except InputError:
+            raise
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, UnicodeError) as error:
             raise InputError(f'{archive}: not a complete tar file: {error}') from None
+        except OSError as error:  # a name that no file can have, a folder where a file is, gzip or bzip2 data that is damaged
+            raise InputError(f'{archive}: cannot be unpacked: {error.strerror or error}') from None
         tops = sorted(Path(scratch).iterdir())
         if len(tops) != 1 or not tops[0].is_dir():
             raise InputError(f'{archive}: found {[t.name for t in tops]}, expected one folder')

@@ -16,9 +16,11 @@ import numpy as np
 
 from .cases import check_case, read_case
 from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
+from .failures import check_some_worked, failing_alone
 from .folders import Results
 from .grids import fit_grid, on_grid
 from .layouts import Study, file_role, find_cases, find_study
+from .manifest import read_entries
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from .nifti import check_label, is_nifti, read_label, stem
 from .schemas import get_schema
@@ -138,6 +140,7 @@ def studies_not_trained_on(
     model: Model,  # of `load_model`
     data: str | Path,  # a cohort
     split: str | Path | None = None,  # the split file; None looks beside the checkpoint and in the cohort
+    failures: dict[str, str] | None = None,  # gets case -> error of those that cannot be read; None: the first is raised
 ) -> list[Study]:  # with references
     "The labelled studies of a cohort that a model has not seen in training, each of which can be read as far as headers and schema tell."
     from neuroseg3d.infer import trained_on
@@ -151,9 +154,13 @@ def studies_not_trained_on(
         others = len([s for s in find_cases(data, split='all') if s.label]) - len(labelled)
         hint = f'; its {others} labelled test case(s) are used where their folder is named: {Path(data) / "imagesTs"}' if others else ''
         raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model{hint}')
+    good, failed = [], {} if failures is None else failures
     for study in unseen:
-        check_case(study)
-    return unseen
+        with failing_alone(study.id, failures):
+            check_case(study)
+            good.append(study)
+    check_some_worked(failed, len(unseen))
+    return good
 
 # %% ../nbs/11a_evaluate.ipynb #dca6268a
 def read_manifest(
@@ -161,11 +168,7 @@ def read_manifest(
 ) -> dict[str, dict]:  # by case; empty where there is none
     "What `infer` wrote about each prediction."
     folder = Path(pred) if Path(pred).is_dir() else Path(pred).parent
-    path = folder / 'manifest.json'
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))['cases'] if path.is_file() else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}: not a manifest that this version can read: {error!r}') from None
+    return read_entries(folder / 'manifest.json')
 
 
 def find_training_cases(
@@ -233,13 +236,17 @@ def check_pairs(
     pred_schema: str | None = None,  # as for `evaluate`
     ref_schema: str | None = None,  # as for `evaluate`
     over_brain: bool = False,  # as for `evaluate`
-) -> None:
-    "Refuse what cannot be scored before the first case is: files, grids, label schemas."
-    for _, ours, truth in pairs:
-        grids = (check_label(ours.path, pred_schema, ours.schema)[0], check_label(truth.path, ref_schema, truth.schema)[0])
-        fit_grid(*grids, str(ours.path), str(truth.path))
-        if over_brain:
-            check_case(_study_of(truth), ref_schema)
+) -> dict[str, str]:  # case -> error
+    "What cannot be scored is known before the first case is: files, grids, label schemas. Where it is all of them, that is an error."
+    failed: dict[str, str] = {}
+    for case, ours, truth in pairs:
+        with failing_alone(case, failed):
+            grids = (check_label(ours.path, pred_schema, ours.schema)[0], check_label(truth.path, ref_schema, truth.schema)[0])
+            fit_grid(*grids, str(ours.path), str(truth.path))
+            if over_brain:
+                check_case(_study_of(truth), ref_schema)
+    check_some_worked(failed, len(pairs))
+    return failed
 
 
 def _study_of(file: LabelFile) -> Study:
@@ -269,18 +276,22 @@ def evaluate(
     pairs = pair_labels(predictions, references, allow_unpaired)
     if output_dir is not None:
         scores(output_dir).check(SCORES)
-    check_pairs(pairs, pred_schema, ref_schema, over_brain)
-    known = _guard(pairs, pred, ref, split, fold, allow_training)
+    failed = check_pairs(pairs, pred_schema, ref_schema, over_brain)
+    known = _guard([p for p in pairs if p[0] not in failed], pred, ref, split, fold, allow_training)
     rows: list[dict] = []
     counts: dict[str, dict[str, np.ndarray]] = {}
     for number, (case, ours, truth) in enumerate(pairs, 1):
-        pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
-        rows += score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
-        counts[case] = _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
+        if case not in failed:
+            with failing_alone(case, failed):
+                pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
+                found = _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
+                rows += score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
+                counts[case] = found
         if report:
-            report(f'[{number}/{len(pairs)}] {case}')
-    summary = {**summarise(rows), 'empty_masks': empty, **_left_out(predictions, references, pairs), **known,
-               'voxel_confusion': {over: _confusion(sum(c[over] for c in counts.values())) for over in counts[case]}}
+            report(f'[{number}/{len(pairs)}] {case}' + (f': FAILED: {failed[case]}' if case in failed else ''))
+    check_some_worked(failed, len(pairs))
+    summary = {**summarise(rows), 'empty_masks': empty, 'failed': failed, **_left_out(predictions, references, pairs), **known,
+               'voxel_confusion': {over: _confusion(sum(c[over] for c in counts.values())) for over in next(iter(counts.values()))}}
     if output_dir is not None:
         write_metrics(rows, summary, output_dir, counts)
     return rows, summary

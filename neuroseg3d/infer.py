@@ -20,7 +20,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import psutil
 import torch
 
 from . import __version__
@@ -29,14 +28,15 @@ from .cases import read_case
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
 from .config import build, to_dict
 from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
+from .failures import check_some_worked, failing_alone
 from .files import as_path, sweep, write_json
 from .folders import Results, check_folder
 from .layouts import Study, find_cases, find_study
 from .losses import get_targets, to_regions
+from .manifest import read_entries, read_manifest_file
 from .nifti import label_header, read_label, save_atomically, store_facts, stored_facts, write_label
 from .postprocess import Held, Postprocess, apply_rules, search_rules
-from .processes import Place, gather, joined, launched, share
-from .records import checked, read_json
+from .processes import Place, free_memory, gather, joined, launched, share
 from .split import file_digest
 from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
@@ -106,7 +106,7 @@ def rules_of(
     model: Model,  # of `load_model`
 ) -> Postprocess:
     "The post-processing that is stored with a model; the plain cut at one half where none is."
-    return build(Postprocess, model.descriptions[0].get('postprocess', {}), 'postprocess')
+    return build(Postprocess, model.descriptions[0].get('postprocess') or {}, 'postprocess')
 
 
 def missing_modalities(
@@ -139,9 +139,12 @@ def predict_case(
     if say:
         cost = predict_cost(model.networks, model_case.image, model.windows, chosen, around=model_case.record.around)
         say(f'{case.id}: {cost} on {chosen}')
-    probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
-                                          get_targets(model.targets).activation, chosen, progress=progress,
-                                          around=model_case.record.around)
+    try:
+        probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
+                                              get_targets(model.targets).activation, chosen, progress=progress,
+                                              around=model_case.record.around)
+    except InputError as error:
+        raise InputError(f'case {case.id}, model {", ".join(dict.fromkeys(str(p) for p in model.paths))}: {error}') from None
     regions = to_regions(probabilities, model.targets).cpu()
     label = label_by_rules(regions, model_case, rules)
     calibration = stored_calibration(model)
@@ -189,7 +192,7 @@ def fast_model(
     chosen, whole = choose_device(device), fast_windows(model.windows)
     shape = [int(n / s) for n, s in zip(brain_vox, model.space.spacing_mm)]
     cost = predict_cost(model.networks, torch.ones(1, 1, 1, 1).expand(len(MODALITIES), *shape), whole, chosen)
-    free = torch.cuda.mem_get_info(chosen)[0] if chosen.type == 'cuda' else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(chosen)[0] if chosen.type == 'cuda' else free_memory()
     return replace(model, windows=fast_windows(model.windows, whole=cost.memory_mb * 1e6 < free / 2))
 
 # %% ../nbs/11_infer.ipynb #05a7daf4
@@ -304,7 +307,7 @@ def predictions(
     manifest = as_path(folder, 'output_dir') / MANIFEST
 
     def listed(path: Path) -> bool:  # by a version whose manifest had no checksums of what was written
-        made = _read_entries(manifest) if manifest.is_file() else {}
+        made = read_entries(manifest) if manifest.is_file() else {}
         known = {place for e in made.values() for place in (e.get('output'), *(f'{kind}/{e.get("output")}' for kind in EXTRAS))}
         return path == manifest or path.relative_to(manifest.parent).as_posix() in known
     return Results(manifest.parent, 'infer', listed, MANIFEST, {'cases': {}})
@@ -399,15 +402,14 @@ def _infer_all(
 
     for number, (study, reading) in enumerate(_read_ahead(todo, allow_missing), 1):
         start = time.monotonic()
-        try:
+        with failing_alone(study.id, failures):
             case = reading.result()
             prediction = predict_case(model, case, device, say=None if said else say, keep_image=False)
             with manifest.results.turn():  # another process that works on the same case comes before or after
                 _write(manifest.results, prediction, case, f'{study.id}.nii.gz', schema, extras)
                 manifest.add(study, f'{study.id}.nii.gz', time.monotonic() - start, prediction)
             line = prediction.volumes_text
-        except (InputError, MemoryError, OSError, RuntimeError) as error:
-            failures[study.id] = str(error) or type(error).__name__
+        if study.id in failures:
             line = f'FAILED: {failures[study.id]}'
         report(f'[{number}/{len(todo)}] {study.id}: {line}  {_time_left(time.monotonic() - began, number, len(todo))}')
     return failures
@@ -427,7 +429,7 @@ class _Manifest:
 
     def __init__(self, results: Results, model: dict):
         self.results, self.model, self.path = results, model, results.folder / MANIFEST
-        self.cases = _read_entries(self.path) if self.path.is_file() else {}
+        self.cases = read_entries(self.path) if self.path.is_file() else {}
 
     def tidy(self, ids: Iterable[str]) -> None:
         "Take in the parts of a manifest and remove the half-written files that killed processes have left."
@@ -442,7 +444,7 @@ class _Manifest:
                         path.unlink(missing_ok=True)
             parts = sorted(self.path.parent.glob(f'.{MANIFEST}.part*'))
             if parts:
-                self._put({case: entry for path in parts for case, entry in _read_entries(path).items()})
+                self._put({case: entry for path in parts for case, entry in read_entries(path).items()})
             for path in parts:
                 path.unlink()
 
@@ -463,19 +465,9 @@ class _Manifest:
     def _put(self, entries: dict[str, dict]) -> None:
         "Add entries to what the file holds now."
         with self.results.turn():
-            content = _read_manifest(self.path) if self.path.is_file() else {'cases': {}}
+            content = read_manifest_file(self.path) if self.path.is_file() else {'cases': {}}
             self.cases = {**content['cases'], **entries}
             write_json(self.path, {**content, 'cases': self.cases})
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    "The content of a manifest."
-    content = read_json(path, dict[str, Any], 'manifest')
-    return {**content, 'cases': checked(content.get('cases'), dict[str, dict[str, Any]], str(path), ('cases',))}
-
-
-def _read_entries(path: Path) -> dict[str, dict]:
-    return _read_manifest(path)['cases']
 
 
 def note_prediction(
@@ -526,9 +518,9 @@ def tune_rules(
     probabilities_dir: str | Path,  # of `infer_cohort` with extras=('probabilities',), cases that were held out
     data: str | Path,  # cohort with references
     schema: str | None = None,  # of the references; None: what the layout says
+    failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
 ) -> tuple[Postprocess, float, float]:  # the rules, mean Dice before and after
     "Search post-processing rules on stored probabilities."
-    from scipy.ndimage import find_objects
     folder = _probabilities(probabilities_dir)
     entries, cases = _manifest_entries(folder), []
     if any(e['model'].get('calibration') for e in entries):
@@ -538,11 +530,9 @@ def tune_rules(
         path = folder / f'{study.id}.nii.gz'
         if study.label is None or not path.is_file():
             continue
-        label, grid, _ = read_label(study.label, schema, study.schema)
-        values = read_probabilities(path, grid.shape)
-        boxes = find_objects(((values >= 64).any(0) | (label > 0)).astype(np.uint8))  # all that any threshold can reach
-        box = (slice(None), *(boxes[0] if boxes else ()))
-        cases.append(Held(values[box].copy(), labels_to_regions(label)[box], grid.voxel_ml))
+        with failing_alone(study.id, failures):
+            cases.append(_held(study, path, schema))
+    check_some_worked(failures or {}, len(cases) + len(failures or {}))
     return search_rules(cases)
 
 
@@ -554,8 +544,7 @@ def _probabilities(folder: str | Path) -> Path:
 
 def _manifest_entries(probabilities: Path) -> list[dict]:
     "What the manifest beside stored probabilities says of each case; nothing where there is none."
-    manifest = probabilities.parent / 'manifest.json'
-    return list(json.loads(manifest.read_text(encoding='utf-8'))['cases'].values()) if manifest.is_file() else []
+    return list(read_entries(probabilities.parent / 'manifest.json').values())
 
 
 def check_makers(
@@ -563,7 +552,7 @@ def check_makers(
     checkpoints: Sequence[str | Path],  # that rules are to be stored in
 ) -> None:
     "Rules belong to the models whose predictions they were found on: with others it is an error."
-    makers = {e['model']['weights_sha256'] for e in _manifest_entries(_probabilities(probabilities_dir))}
+    makers = {e['model'].get('weights_sha256') for e in _manifest_entries(_probabilities(probabilities_dir))}
     if not makers or _fingerprint(load_model(checkpoints))['weights_sha256'] in makers:  # of an ensemble
         return
     for path in checkpoints:
@@ -579,3 +568,14 @@ def store_rules(
     content = load_checkpoint(path)
     about = {**description(content, path), 'postprocess': to_dict(rules)}
     return save_checkpoint({**content, KEY: about}, path)
+
+
+def _held(study: Study, path: Path, schema: str | None) -> Held:
+    "Stored probabilities of a case with its reference, in the box that any threshold can reach."
+    from scipy.ndimage import find_objects
+    label, grid, _ = read_label(study.label, schema, study.schema)
+    values = read_probabilities(path, grid.shape)
+    boxes = find_objects(((values >= 64).any(0) | (label > 0)).astype(np.uint8))  # all that any threshold can reach
+    box = (slice(None), *(boxes[0] if boxes else ()))
+    return Held(values[box].copy(), labels_to_regions(label)[box], grid.voxel_ml)
+

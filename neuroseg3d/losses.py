@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .config import Settings
 from .core import REGIONS, InputError, Label
 
 # %% auto #0
@@ -94,20 +96,18 @@ def to_regions(
 
 # %% ../nbs/08_losses.ipynb #470d748a
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Settings, section='loss'):
     "What is optimised."
     targets: TargetKind = 'regions'  # 'regions' (sigmoid WT, TC, ET), 'labels' (softmax) or 'whole' (sigmoid WT)
-    dice_weight: float = 1.0  # weight of soft Dice
-    ce_weight: float = 1.0  # weight of (binary) cross-entropy
+    dice_weight: Annotated[float, Meta(ge=0)] = 1.0  # weight of soft Dice
+    ce_weight: Annotated[float, Meta(ge=0)] = 1.0  # weight of (binary) cross-entropy
     batch_dice: bool = True  # one Dice over the whole batch rather than the mean over its patches
-    smooth: float = 1.0  # voxels added to numerator and denominator of Dice: an empty region found empty costs 0
-    deep_decay: float = 0.5  # weight of each coarser head relative to the one before
+    smooth: Annotated[float, Meta(ge=0)] = 1.0  # voxels added to numerator and denominator of Dice: an empty region found empty costs 0
+    deep_decay: Annotated[float, Meta(ge=0)] = 0.5  # weight of each coarser head relative to the one before
 
     def __post_init__(self):
+        super().__post_init__()
         get_targets(self.targets)
-        for name in ('dice_weight', 'ce_weight', 'smooth', 'deep_decay'):
-            if getattr(self, name) < 0:
-                raise InputError(f'loss.{name}: found {getattr(self, name)}, expected 0 or more')
         if self.dice_weight + self.ce_weight == 0:
             raise InputError('loss: dice_weight and ce_weight are both 0, expected a positive one')
 

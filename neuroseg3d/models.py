@@ -5,7 +5,6 @@
 # %% ../nbs/09d_models.ipynb #8322e3f6
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from .checkpoint import MODELS, STARTER, find_model
 from .core import InputError
+from .records import read_json
 
 # %% auto #0
 __all__ = ['Installed', 'installed_models', 'installed_model', 'fetch_artifact', 'resolve_model', 'resolve_models']
@@ -28,7 +28,7 @@ class Installed:
     @property
     def facts(self) -> dict[str, Any]:  # plain values
         "What has to be known to use it: modalities, labels, normalisation, recipe, origin."
-        return json.loads(self.path.with_suffix('.json').read_text(encoding='utf-8'))
+        return read_json(self.path.with_suffix('.json'), dict[str, Any], 'description of a model')
 
     @property
     def card(self) -> str:  # Markdown

@@ -10,10 +10,10 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import nibabel as nib
 import numpy as np
-import psutil
 from isal import igzip, isal_zlib
 
 from .core import Case, Geometry, InputError
@@ -23,6 +23,8 @@ from .formats import (SUFFIXES, is_gzip, is_image, is_itk, itk_header, itk_volum
 from .formats import stem  # noqa: F401 - part of this room's vocabulary too
 from .headers import check_affine, settle_header
 from .schemas import from_canonical, get_schema, infer_schema, settle_schema, to_canonical
+from .processes import free_memory
+from .records import checked, parse_json
 
 PathLike = str | Path
 
@@ -112,19 +114,25 @@ def grid_shape(
     return tuple(int(n) for n in shape[:3])
 
 # %% ../nbs/01_nifti.ipynb #1abc5dda
+_LARGE, _MOST_COMPRESSED = 1 << 30, 300  # bytes; a scan is compressed some three-fold, a label map a hundred-fold
+
+
 def check_memory(
     path: Path,  # of the file
     header: nib.Nifti1Header,  # its header
 ) -> None:
     "Refuse a header that claims more than memory, or more than the file can possibly hold."
     voxels = int(np.prod([int(n) for n in header.get_data_shape()], dtype=object))
-    needed, free = voxels * 4 * 2, psutil.virtual_memory().available  # float32, and one working copy
+    needed, free = voxels * 4 * 2, free_memory()  # float32, and one working copy
     if needed > free:
         raise InputError(f'{path}: the header claims {voxels:,} voxels, which need {needed / 2**30:,.1f} GiB as float32; '
                          f'{free / 2**30:,.1f} GiB are free')
     if is_itk(path):  # its own reader compares
         return
     claimed, size = voxels * header.get_data_dtype().itemsize, voxel_file(path).stat().st_size
+    if claimed > _LARGE and claimed > _MOST_COMPRESSED * size:
+        raise InputError(f'{path}: the header claims {claimed:,} bytes of voxels, {claimed // max(1, size):,} times the {size:,} bytes of the file; '
+                         f'expected {_MOST_COMPRESSED} times at most, as scans and label maps of such a size have')
     if is_gzip(voxel_file(path)):
         size *= 1032  # deflate cannot compress further than 1032:1 (zlib, "Maximum Compression Factor")
     if claimed > size:
@@ -199,11 +207,18 @@ def stored_facts(
     for extension in header.extensions:
         if extension.get_code() == _EXTENSION_CODE:
             try:
-                content = json.loads(extension.get_content())
-            except (TypeError, ValueError):
+                content = parse_json(extension.get_content(), 'NIfTI extension')
+            except (InputError, TypeError):  # a comment of somebody else's
                 continue
             facts |= content if isinstance(content, dict) else {}
-    return facts
+    return checked(facts, _Facts, 'NIfTI extension')
+
+
+class _Facts(TypedDict, total=False):
+    "What this library reads of what a file says of itself."
+    schema: str
+    kind: str
+    volumes: list[str]
 
 
 def store_facts(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from .core import MODALITIES, Case, Geometry, InputError, Label
 from .files import as_path, filled, make_folder, sweep, write_json
 from .folders import Results
+from .records import read_json
 
 # %% auto #0
 __all__ = ['REACH_MM', 'DISPLACEMENT', 'KINDS', 'LATTICE_MM', 'SPEED', 'CONTRAST', 'VOID', 'FOSSA', 'TEXTURE', 'NOISE',
@@ -1091,13 +1093,9 @@ def _open_cohort(folder: Path, recipe: dict) -> dict:
         found = describe_cohort(recipe, _names(0, 0))
         write_json(described, found, indent=2)
         return found
-    try:
-        found = json.loads(described.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{described}: not valid JSON ({error})') from None
-    if not isinstance(found, dict) or found.get('recipe') != recipe:
-        other = found.get('recipe') if isinstance(found, dict) else None
-        raise InputError(f'{folder}: holds a cohort of recipe {other}, expected {recipe}; choose another folder')
+    found = read_json(described, dict[str, Any], 'dataset.json')
+    if found.get('recipe') != recipe:
+        raise InputError(f'{folder}: holds a cohort of recipe {found.get("recipe")}, expected {recipe}; choose another folder')
     return found
 
 # %% ../nbs/02_phantom.ipynb #a1cc319e

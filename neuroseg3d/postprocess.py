@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .config import Settings
 from .core import REGIONS, InputError
 from .transforms import brain_box
 
@@ -18,7 +19,7 @@ __all__ = ['CHOICES', 'Postprocess', 'drop_small', 'apply_rules', 'Held', 'mean_
 
 # %% ../nbs/09b_postprocess.ipynb #e3b97256
 @dataclass(frozen=True)
-class Postprocess:
+class Postprocess(Settings, section='postprocess'):
     "From probabilities to masks; the defaults only cut at one half."
     thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5)  # probability from which a voxel is WT, TC, ET; in (0, 1)
     min_ml: tuple[float, float, float] = (0.0, 0.0, 0.0)  # connected parts of WT, TC, ET below this volume are dropped
@@ -26,6 +27,7 @@ class Postprocess:
     fill_holes: bool = False  # holes that a region encloses on all sides belong to it (not for ET: its centre is necrotic)
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.thresholds) != 3 or not all(0 < t < 1 for t in self.thresholds):
             raise InputError(f'postprocess.thresholds: found {self.thresholds}, expected three probabilities')
         if len(self.min_ml) != 3 or min(*self.min_ml, self.min_et_ml) < 0:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 from .core import InputError
@@ -28,7 +29,7 @@ T = TypeVar('T')
 # %% auto #0
 __all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'patience_s', 'Meeting',
            'met', 'lost_partner', 'joined', 'device_layout', 'share', 'gather', 'run_while_parent_lives',
-           'start_attached', 'end_group', 'run_together']
+           'start_attached', 'end_group', 'run_together', 'free_memory']
 
 # %% ../nbs/00b_processes.ipynb #bed2ae83
 @dataclass(frozen=True)
@@ -411,3 +412,47 @@ def run_together(
             os.killpg(child.pid, signal.SIGTERM)
         for child in children:
             end_group(child)
+
+# %% ../nbs/00b_processes.ipynb #1d864c2a
+def free_memory() -> int:
+    "Bytes that can still be taken: the system's or the container's, whichever is less."
+    import psutil
+    free = float(psutil.virtual_memory().available)
+    for folder in _cgroup_folders():
+        for limit, used in (('memory.max', 'memory.current'), ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
+            most = _read_number(f'{folder}/{limit}')
+            if most is not None:
+                free = min(free, most - (_read_number(f'{folder}/{used}') or 0) + _cached(folder))
+    return max(0, int(free))
+
+
+def _cached(folder: str) -> float:
+    "What a container's files take of its memory, and give back when it is needed."
+    try:
+        facts = dict(line.split() for line in Path(f'{folder}/memory.stat').read_text().splitlines())
+        return float(facts.get('total_inactive_file', facts.get('inactive_file', 0)))
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _read_number(path: str) -> float | None:
+    "The number in a file of the kernel, None where there is none."
+    try:
+        return float(Path(path).read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _cgroup_folders() -> list[str]:
+    "Folders that may hold this process's limits, innermost first."
+    folders = ['/sys/fs/cgroup', '/sys/fs/cgroup/memory']
+    try:
+        lines = Path('/proc/self/cgroup').read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, inner = line.split(':', 2)
+        if controllers in ('', 'memory'):
+            path = Path('/sys/fs/cgroup/memory' if controllers else '/sys/fs/cgroup') / inner.lstrip('/')
+            folders = [str(p) for p in (path, *path.parents) if str(p).startswith('/sys/fs/cgroup')] + folders
+    return folders

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, is_typeddict
 
 import msgspec
 import yaml
@@ -80,7 +80,12 @@ def place(
     for step in steps:
         plain = isinstance(step, str) and re.fullmatch(r'[\w-]+', step)
         text += f'.{step}' if plain else f'[{_short(step)}]'
-    return text.removeprefix('.') or 'the whole'
+    return text.removeprefix('.')
+
+
+def _at(where: str, steps: tuple[str | int, ...]) -> str:
+    "A file and a place in it, which is cut where it is deep; the whole needs no place."
+    return f'{where}: {place(steps[:8])}{"..." * (len(steps) > 8)}' if steps else where
 
 
 def _short(value: Any) -> str:
@@ -108,11 +113,11 @@ def check_plain(
         if not problem and len(at) > DEEPEST:
             problem = f'found nesting deeper than {DEEPEST}'
         if problem:
-            raise InputError(f'{where}: {place(at[:8])}{"..." * (len(at) > 8)}: {problem}')
+            raise InputError(f'{_at(where, at)}: {problem}')
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str) or '\0' in key:
-                    raise InputError(f'{where}: {place(at)}: found the key {_short(key)}, expected text')
+                    raise InputError(f'{_at(where, at)}: found the key {_short(key)}, expected text')
             todo += [(v, (*at, k)) for k, v in value.items()]
         elif isinstance(value, (list, tuple)):
             todo += [(v, (*at, i)) for i, v in enumerate(value)]
@@ -138,16 +143,16 @@ def checked(
     at: tuple[str | int, ...] = (),  # where in the file they stand
 ) -> T:
     "Plain values as the type that is expected, or an error that says file, place, found, expected."
-    check_plain(values, f'{where}: {place(at)}' if at else where)
+    check_plain(values, _at(where, at))
     problem = _misfit(values, kind)
     if problem is None:
-        return msgspec.convert(values, kind)
+        return values if is_typeddict(kind) or get_origin(kind) is dict else msgspec.convert(values, kind)
     said, _, path = problem.partition(' - at ')
     steps = _steps(values, kind, path)
     found = values
     for step in steps:
         found = found[step]
-    raise InputError(f'{where}: {place((*at, *steps))}: found {_described(found)}, {_wanted(said)}')
+    raise InputError(f'{_at(where, (*at, *steps))}: found {_described(found)}, {_wanted(said)}')
 
 
 def _misfit(values: Any, kind: type) -> str | None:

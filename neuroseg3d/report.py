@@ -28,6 +28,7 @@ from .files import as_path, sweep
 from .folders import Results
 from .grids import fit_grid, on_grid
 from .infer import read_probabilities, trained_on
+from .failures import check_some_worked, failing_alone
 from .layouts import Study, find_cases
 from .metrics import overlap, score_case, summarise, voxel_confusion
 from .nifti import check_label, header_geometry, read_header, read_label
@@ -240,6 +241,7 @@ def write_report(
     card: ModelCard | None = None,  # of the model
     other: tuple[str, Sequence[dict]] | None = None,  # name and rows of another model on the same cases
     warnings: Sequence[str] = (),  # to be said at the head
+    failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
 ) -> Path:  # `path`
     "Write a page for a cohort and one for each of its cases; the cohort's page comes last, and whole."
     path, rows, used = as_path(path), [], set()
@@ -247,10 +249,13 @@ def write_report(
         sweep(path.parent / 'cases')
         for result in results:
             name = _file_name(result.case.id, used)
-            write_case(result, path.parent / 'cases' / name, card, provenance, options, f'../{path.name}')
-            rows.append(_row(result, f'cases/{name}'))
+            with failing_alone(result.case.id, failures):
+                write_case(result, path.parent / 'cases' / name, card, provenance, options, f'../{path.name}')
+                rows.append(_row(result, f'cases/{name}'))
+        check_some_worked(failures or {}, len(rows) + len(failures or {}))
         if not rows:
             raise InputError(f'{path}: found no case to report, expected some')
+        warnings = [*warnings, *(f'{case} could not be reported: {error}' for case, error in (failures or {}).items())]
         return write_page(cohort_html(rows, title, card, provenance, other, warnings), path)
 
 
@@ -279,12 +284,19 @@ def read_results(
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
     model: Model | None = None,  # the model that made them, to say how sure it is
     attribute: bool = True,  # with a model: also which sequence drove which region, 16 predictions a case
+    failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
 ) -> Iterator[CaseResult]:
     "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
     pairs, manifest = _paired(pred, data), read_manifest(pred)
     for study, file in pairs:  # nothing here holds on to a case while the next one is read
-        entry = manifest.get(study.id, {})
-        yield _with_more(_read_result(study, file, entry, pred_schema, ref_schema), file.path, entry, model, attribute)
+        if study.id in (failures or ()):
+            continue
+        entry, result = manifest.get(study.id, {}), None
+        with failing_alone(study.id, failures):
+            result = _with_more(_read_result(study, file, entry, pred_schema, ref_schema), file.path, entry, model, attribute)
+        if result is not None:
+            yield result
+        del result
 
 
 def _paired(pred: str | Path, data: str | Path) -> list[tuple[Study, LabelFile]]:
@@ -302,11 +314,15 @@ def check_results(
     data: str | Path,  # as for `read_results`
     pred_schema: str | None = None,  # as for `read_results`
     ref_schema: str | None = None,  # as for `read_results`
-) -> None:
-    "Refuse what `read_results` could not read, before work on the first case: files, grids, label schemas."
-    for study, file in _paired(pred, data):
-        grid = check_case(study, ref_schema, allow_missing=True)
-        fit_grid(check_label(file.path, pred_schema, file.schema)[0], grid, str(file.path), f'the scan of {study.id}')
+) -> dict[str, str]:  # case -> error
+    "What `read_results` cannot read is known before work on the first case: files, grids, label schemas. Where it is all of them, that is an error."
+    pairs, failed = _paired(pred, data), {}
+    for study, file in pairs:
+        with failing_alone(study.id, failed):
+            grid = check_case(study, ref_schema, allow_missing=True)
+            fit_grid(check_label(file.path, pred_schema, file.schema)[0], grid, str(file.path), f'the scan of {study.id}')
+    check_some_worked(failed, len(pairs))
+    return failed
 
 
 def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
@@ -422,16 +438,21 @@ def report_cohort(
     allow_training: bool = False,  # report cases that the model was trained on as well
     attribute: bool = True,  # with a model: also which sequence drove which region
     say: Callable[[str], None] | None = None,  # gets a line a case, when its page is written
+    failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
     check_pages(path, sorted(find_labels(pred)))
     for folder in (pred, compare_with) if compare_with is not None else (pred,):
-        check_results(folder, data, pred_schema, ref_schema)
+        for case, error in check_results(folder, data, pred_schema, ref_schema).items():
+            if failures is None:
+                raise InputError(f'{case}: {error}')
+            failures[case] = error
     seen, unknown = _trained_on(pred, data, split, model)
     warned, other = _trained_warnings(seen, unknown, allow_training), None
     if compare_with is not None:
-        results = read_results(compare_with, data, pred_schema, ref_schema)
+        results = read_results(compare_with, data, pred_schema, ref_schema, failures=failures)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
-    results = read_results(pred, data, pred_schema, ref_schema, model, attribute)
-    return write_report(_told(results, len(find_labels(pred)), seen, say), path, title, made, card=_cards(pred, model), other=other, warnings=warned)
+    results = read_results(pred, data, pred_schema, ref_schema, model, attribute, failures)
+    return write_report(_told(results, len(find_labels(pred)), seen, say), path, title, made, card=_cards(pred, model), other=other, warnings=warned,
+                        failures=failures)

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from .core import InputError
 from .files import write_json
 from .layouts import Study
+from .records import place, read_json
 
 # %% auto #0
 __all__ = ['patient_of', 'Split', 'file_digest', 'study_files', 'make_split', 'save_split', 'load_split', 'check_no_leak']
@@ -138,17 +140,36 @@ def load_split(
     studies: Sequence[Study] | None = None,  # the cohort as it is now; None checks the split alone
 ) -> Split:
     "Read a split and check it against the cohort; any difference is an error."
-    try:
-        values = json.loads(Path(path).read_text(encoding='utf-8'))
-        split = Split(values['n_folds'], values['seed'], values['cases'])
-    except FileNotFoundError:
-        raise InputError(f'{path}: no such split file') from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}: not a split file: {error!r}') from None
+    values = read_json(path, _SplitFile, 'split file')
+    split = Split(values['n_folds'], values['seed'], values['cases'])
+    for case_id, case in split.cases.items():
+        if case['fold'] >= split.n_folds:
+            raise InputError(f'{path}: {place(["cases", case_id, "fold"])}: found {case["fold"]}, expected a fold below {split.n_folds}')
     check_no_leak(split, str(path))
     if studies is not None:
         _check_cohort(split, studies, str(path))
     return split
+
+
+class _FileFacts(TypedDict):
+    "A file as it was when the split was made."
+    name: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+class _CaseFacts(TypedDict):
+    patient: str
+    fold: Annotated[int, Meta(ge=0)]
+    files: dict[str, _FileFacts]
+
+
+class _SplitFile(TypedDict):
+    "What a split file holds."
+    n_folds: Annotated[int, Meta(ge=1)]
+    seed: int
+    cases: dict[str, _CaseFacts]
 
 
 def check_no_leak(

@@ -19,11 +19,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import psutil
 import torch
+from msgspec import Meta
 from PIL import Image
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -32,6 +33,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 import neuroseg3d
 from .checkpoint import export_model
+from .config import Settings
 from .core import Geometry
 from .files import write_table
 from .processes import end_group, gather, start_attached
@@ -42,16 +44,16 @@ __all__ = ['LoggerConfig', 'MetricsFile', 'has_wandb_credentials', 'wandb_mode',
 
 # %% ../nbs/09c_tracking.ipynb #ad79163d
 @dataclass(frozen=True)
-class LoggerConfig:
+class LoggerConfig(Settings, section='logger'):
     "Where metrics go."
     kind: Literal['csv', 'tensorboard', 'wandb', 'none'] = 'csv'  # csv, tensorboard, wandb, none; all but none keep the CSV too
     project: str = 'neuroseg3d'  # W&B project
     name: str | None = None  # name of the run; None lets the logger choose
     mode: Literal['auto', 'online', 'offline'] = 'auto'  # W&B: auto and online upload where credentials are found
-    every_steps: int = 10  # optimiser steps between two rows of numbers
-    figures: int = 2  # validation cases, the first ones, that are drawn after each validation (W&B, TensorBoard)
+    every_steps: Annotated[int, Meta(ge=1)] = 10  # optimiser steps between two rows of numbers
+    figures: Annotated[int, Meta(ge=0, le=1000)] = 2  # validation cases, the first ones, that are drawn after each validation (W&B, TensorBoard)
     models: bool = True  # W&B: keep the model as a versioned artifact, with the aliases latest and best
-    upload_wait_s: float = 60.0  # W&B: how long the end of a run waits for the upload
+    upload_wait_s: Annotated[float, Meta(ge=0)] = 60.0  # W&B: how long the end of a run waits for the upload
 
 # %% ../nbs/09c_tracking.ipynb #e574baaa
 class MetricsFile(Logger):

@@ -18,19 +18,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from msgspec import Meta
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.optim.swa_utils import AveragedModel
 
 from .augment import Augment
 from .checkpoint import KEY, describe, description
-from .config import build, set_dotted, to_dict
+from .config import Settings, build, set_dotted, to_dict
 from .core import REGIONS, InputError, regions_to_labels
 from .data import Data, MachinePlan, SegmentationData
 from .files import as_path
@@ -55,18 +56,18 @@ __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'paramete
 
 # %% ../nbs/10_train.ipynb #833ea2e9
 @dataclass(frozen=True)
-class Optim:
+class Optim(Settings, section='optim'):
     "The optimiser and its schedule."
-    learning_rate: float = 1e-3  # peak, reached after the warm-up
-    final_learning_rate: float = 1e-6  # at the last step, by a cosine over the real length of the run
-    warmup_steps: int = 50  # linear from zero
-    weight_decay: float = 1e-4  # decoupled (AdamW); not on norms and biases
-    clip_norm: float = 5.0  # gradient norm above which gradients are scaled down
-    ema_decay: float = 0.999  # of the averaged weights that validation and inference use; 0 for none
+    learning_rate: Annotated[float, Meta(gt=0)] = 1e-3  # peak, reached after the warm-up
+    final_learning_rate: Annotated[float, Meta(ge=0)] = 1e-6  # at the last step, by a cosine over the real length of the run
+    warmup_steps: Annotated[int, Meta(ge=0)] = 50  # linear from zero
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4  # decoupled (AdamW); not on norms and biases
+    clip_norm: Annotated[float, Meta(gt=0)] = 5.0  # gradient norm above which gradients are scaled down
+    ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.999  # of the averaged weights that validation and inference use; 0 for none
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
+class TrainerConfig(Settings, section='trainer'):
     "How long, how often, on what."
     output_dir: str = '.'  # holds checkpoints/, logs/, config.yaml and split.json of the run
     max_steps: int = 25_000  # optimiser steps
@@ -79,12 +80,13 @@ class TrainerConfig:
     precision: str = 'auto'  # Lightning's names; auto: 16 bits on CUDA, 32-true on CPU unless bf16-mixed measures faster
     accelerator: str = 'auto'  # auto, cpu, gpu, mps
     devices: int | Literal['auto'] = 1  # processes a node; more than one trains with DDP
-    num_nodes: int = 1  # machines
+    num_nodes: Annotated[int, Meta(ge=1)] = 1  # machines
     seed: int = 0  # of weights, patches and augmentation
     deterministic: bool = True  # deterministic algorithms where PyTorch has them; false: on a GPU those that cuDNN finds fastest
     compile: bool = False  # torch.compile the network; where that fails it is trained without
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, 'output_dir', str(as_path(self.output_dir, 'trainer.output_dir')))
         least = {'max_steps': 1, 'val_every_steps': 1, 'checkpoint_every_steps': 1, 'keep_best': 1, 'accumulate': 1,
                  'patience': 0, 'checkpoint_every_minutes': 0}

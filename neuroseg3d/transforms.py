@@ -9,15 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from math import prod
+from typing import Annotated, Any, Literal, TypedDict
 
 import nibabel as nib
 import numpy as np
 import torch
+from msgspec import Meta
 from torch.nn import functional as F
 
+from .config import Settings
 from .core import Case, Geometry, InputError, labels_to_regions, nonzero, regions_to_labels
 from .grids import turned_grid
+from .processes import free_memory
+from .records import checked
 
 # %% auto #0
 __all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'plan_record', 'one_thread', 'ModelCase',
@@ -25,14 +30,12 @@ __all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'plan
 
 # %% ../nbs/05_transforms.ipynb #ad46cc57
 @dataclass(frozen=True)
-class Space:
+class Space(Settings, section='space'):
     "What the network sees: RAS, cut to the brain, voxels of this size, z-scores over the brain."
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # edge lengths of a voxel in model space, mm
-    margin_mm: float = 1.0  # kept around the box of the non-zero voxels, mm
+    spacing_mm: Annotated[tuple[float, float, float], Meta(ge=0.05, le=20)] = (1.0, 1.0, 1.0)  # edge lengths of a voxel in model space, mm
+    margin_mm: Annotated[float, Meta(ge=0, le=1000)] = 1.0  # kept around the box of the non-zero voxels, mm
 
-    def __post_init__(self):
-        if not all(s > 0 for s in self.spacing_mm) or self.margin_mm < 0:
-            raise InputError(f'space: found {self}, expected spacing_mm > 0 and margin_mm >= 0')
+
 
 # %% ../nbs/05_transforms.ipynb #5c7a109e
 def brain_box(
@@ -155,6 +158,21 @@ def _spaced(grid: Geometry, spacing_mm: Sequence[float]) -> Geometry:
 SAME_MM: float = 1e-3
 
 # %% ../nbs/05_transforms.ipynb #ed54e825
+_Row = tuple[float, float, float, float]
+
+
+class _Grid(TypedDict):
+    shape: tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
+    affine: tuple[_Row, _Row, _Row, _Row]
+
+
+class _RecordValues(TypedDict):
+    "A record as JSON holds it."
+    operations: list[dict[str, Any]]
+    native: _Grid
+    model: _Grid
+
+
 @dataclass(frozen=True)
 class Record:
     "How a case came into model space: the steps, first one first, and the grids at both ends."
@@ -169,6 +187,7 @@ class Record:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
         "The record that `to_dict` wrote."
+        checked(values, _RecordValues, 'record')
         return cls(tuple(values['operations']), _grid_of(values['native']), _grid_of(values['model']))
 
     @property
@@ -184,6 +203,18 @@ class Record:
         places = shift[:3, :3] @ corners + shift[:3, 3:]
         before, behind = -places.min(axis=1), places.max(axis=1) - np.array(self.model.shape) + 1
         return tuple(tuple(int(n) for n in np.floor(side + 1e-3).clip(min=0)) for side in (before, behind))
+
+
+def _check_fits(case: str, grid: Geometry, target: Geometry) -> None:
+    "Refuse voxels so small that model space is larger than memory."
+    voxels, free = prod(target.shape), free_memory()
+    if voxels * _BYTES_A_VOXEL > free:
+        raise InputError(f'case {case}: in voxels of {"x".join(f"{s:.3g}" for s in target.spacing_mm)} mm the brain has {"x".join(map(str, target.shape))} of them, '
+                         f'which take {voxels * _BYTES_A_VOXEL / 2**30:,.1f} GiB; {free / 2**30:,.1f} GiB are free. '
+                         f'The scan has voxels of {"x".join(f"{s:.3g}" for s in grid.spacing_mm)} mm: expected space.spacing_mm nearer to those')
+
+
+_BYTES_A_VOXEL = 4 * (4 + 4 + 3)  # four sequences, as many while they are interpolated, and where each voxel lies, as float32
 
 
 def plan_record(
@@ -202,6 +233,7 @@ def plan_record(
     steps = [{'step': 'crop', 'start': list(start), 'stop': list(stop), 'shape': [int(n) for n in native.shape]}, turn]
     if not np.allclose(grid.spacing_mm, space.spacing_mm, atol=SAME_MM):
         target = _spaced(grid, space.spacing_mm)
+        _check_fits(case.id, grid, target)
         steps.append({'step': 'resample', 'source': _as_values(grid), 'target': _as_values(target)})
         grid = target
     return Record(tuple(steps), native, grid)

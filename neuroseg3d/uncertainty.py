@@ -20,6 +20,7 @@ from .cases import read_case
 from .checkpoint import Model, find_model, load_model
 from .core import REGIONS, Case, InputError, Label, labels_to_regions
 from .evaluate import studies_not_trained_on
+from .failures import check_some_worked, failing_alone
 from .infer import choose_device, label_by_rules, masks_by_rules, rules_of
 from .losses import get_targets, to_regions
 from .transforms import ModelCase, to_model_space, to_native
@@ -240,6 +241,7 @@ def calibrate_model(
     device: str = 'auto',  # where the networks run
     say: Callable[[str], None] | None = None,  # gets a line a case
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
+    failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
 ) -> Calibration:
     "Calibrate a model on the cases of a cohort that it was not trained on, and store that with it."
     paths = [find_model(p) for p in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
@@ -249,11 +251,13 @@ def calibrate_model(
     model = load_model(paths)
     if flips is not None:
         model = replace(model, windows=replace(model.windows, flips=tuple(flips)))
-    studies, cases = studies_not_trained_on(model, data, split), []
-    for study in studies:
-        cases.append(validation_case(model, read_case(study, schema=ref_schema), device))
+    studies, cases = studies_not_trained_on(model, data, split, failures), []
+    for number, study in enumerate(studies, 1):
+        with failing_alone(study.id, failures):
+            cases.append(validation_case(model, read_case(study, schema=ref_schema), device))
         if say:
-            say(f'[{len(cases)}/{len(studies)}] {study.id}')
+            say(f'[{number}/{len(studies)}] {study.id}' + (f': FAILED: {failures[study.id]}' if study.id in (failures or ()) else ''))
+    check_some_worked(failures or {}, len(cases) + len(failures or {}))
     calibration = score_doubt(calibrate(cases, alpha, len(model.networks), model.windows.flips), cases)
     store_calibration(paths[0], calibration)
     return calibration

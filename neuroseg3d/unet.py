@@ -9,12 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .config import Settings
 from .core import InputError
 
 # %% auto #0
@@ -34,11 +37,11 @@ _PRESET_VALUES: dict[str, dict] = {
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Settings, section='model'):
     "Shape of the network. What is None comes from the preset."
     preset: str = 'base'  # 'tiny', 'base' or 'large'
-    in_channels: int = 4  # modalities
-    out_channels: int = 3  # logits per voxel
+    in_channels: Annotated[int, Meta(ge=1, le=64)] = 4  # modalities
+    out_channels: Annotated[int, Meta(ge=1, le=64)] = 3  # logits per voxel
     filters: tuple[int, ...] | None = None  # channels per level, finest first
     strides: tuple[int | Axes, ...] | None = None  # step into each level; the first may be 2 (a stem at half resolution)
     kernels: int | tuple[int | Axes, ...] | None = None  # odd; one for all, or one per level
@@ -49,6 +52,7 @@ class UNetConfig:
     norm_over: str = 'window'  # voxels that instance norm counts: 'window', all; 'brain', non-zero ones, and what is zero stays so
 
     def __post_init__(self):
+        super().__post_init__()
         _fill_from_preset(self)
         _check(self)
 
@@ -78,16 +82,21 @@ def _fill_from_preset(config: UNetConfig) -> None:
         object.__setattr__(config, name, plain)
 
 
+_MOST_FILTERS, _LARGEST_STEP = 4096, 15  # no network for these images is wider, or looks further in one layer
+
+
 def _check(config: UNetConfig) -> None:
     levels = len(config.filters)
-    if levels < 2:
-        raise InputError(f'model.filters: found {levels} level(s), expected at least 2')
+    if not 2 <= levels <= 12:
+        raise InputError(f'model.filters: found {levels} level(s), expected 2 to 12')
+    if not 1 <= min(config.filters) <= max(config.filters) <= _MOST_FILTERS:
+        raise InputError(f'model.filters: found {config.filters}, expected numbers from 1 to {_MOST_FILTERS}')
     for name in ('strides', 'kernels'):
         values = getattr(config, name)
         if len(values) != levels:
             raise InputError(f'model.{name}: found {len(values)} values, expected {levels} as in model.filters')
-        if any(len(_axes(v)) != 3 or min(_axes(v)) < 1 for v in values):
-            raise InputError(f'model.{name}: found {values}, expected a positive number, or three, per level')
+        if any(len(_axes(v)) != 3 or not 1 <= min(_axes(v)) <= max(_axes(v)) <= _LARGEST_STEP for v in values):
+            raise InputError(f'model.{name}: found {values}, expected a number from 1 to {_LARGEST_STEP}, or three, per level')
     if any(k % 2 == 0 for kernel in config.kernels for k in _axes(kernel)):
         raise InputError(f'model.kernels: found {config.kernels}, expected odd numbers')
     if not 0 <= config.deep_supervision <= levels - 2:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from PIL import Image
 from scipy import ndimage
 from skimage.measure import marching_cubes
@@ -160,7 +162,13 @@ _DARK, _INK, _QUIET = '#0c0e12', '#e8eaed', '#8b929c'
 
 
 class Picture(Figure):
-    "A matplotlib figure that shows itself in a notebook and belongs to no global state."
+    "A matplotlib figure that shows itself in a notebook and belongs to no global state; a dollar in the name of a case is a dollar."
+
+    def draw(self, renderer) -> None:
+        for text in self.findobj(Text):
+            if not _POWER.fullmatch(text.get_text()):
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def png(self, dpi: float | None = None) -> bytes:
         "The figure as a PNG file, the same bytes for the same figure."
@@ -170,6 +178,9 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         return self.png()
+
+
+_POWER = re.compile(r'\$\\mathdefault\{[-−0-9.^{}\\times ]*\}\$')  # what matplotlib itself writes along a logarithmic axis
 
 
 @dataclass(frozen=True)

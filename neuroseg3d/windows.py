@@ -16,17 +16,19 @@ from itertools import groupby, product
 from math import ceil, lcm, prod
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
+from .config import Settings
 from .core import InputError
 
 # %% auto #0
-__all__ = ['FLIPS', 'Window', 'Around', 'NOTHING_AROUND', 'Statistic', 'Windows', 'choose_precision', 'window_starts',
-           'window_size', 'window_grid', 'fast_windows', 'scan_starts', 'Look', 'looks_at', 'gaussian_weight',
-           'is_out_of_memory', 'predict_probabilities', 'Cost', 'predict_cost']
+__all__ = ['FLIPS', 'Window', 'MOST_WINDOWS', 'Around', 'NOTHING_AROUND', 'Statistic', 'Windows', 'choose_precision',
+           'window_starts', 'window_size', 'window_grid', 'fast_windows', 'scan_starts', 'Look', 'looks_at',
+           'gaussian_weight', 'is_out_of_memory', 'predict_probabilities', 'Cost', 'predict_cost']
 
 # %% ../nbs/07a_windows.ipynb #1837e519
 #: The eight ways to mirror a volume, by the axes that are turned round.
@@ -34,25 +36,22 @@ FLIPS: tuple[str, ...] = ('none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz')
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Settings, section='infer'):
     "How a volume is looked at."
-    size: tuple[int, int, int] = (96, 96, 96)  # voxels of a window; an axis of the volume that is shorter is taken whole
-    overlap: float = 0.5  # smallest share of a window that its neighbour sees too, [0, 1)
-    batch: int = 1  # windows at a time
+    size: Annotated[tuple[int, int, int], Meta(ge=1, le=4096)] = (96, 96, 96)  # voxels of a window; an axis of the volume that is shorter is taken whole
+    overlap: Annotated[float, Meta(ge=0, lt=1)] = 0.5  # smallest share of a window that its neighbour sees too, [0, 1)
+    batch: Annotated[int, Meta(ge=1, le=1024)] = 1  # windows at a time
     flips: tuple[str, ...] = ('none',)  # mirrored copies to average over, any of `FLIPS` (test-time augmentation)
-    sigma: float = 0.125  # width of the Gaussian weight, as a share of the window
+    sigma: Annotated[float, Meta(ge=0.001, le=100)] = 0.125  # width of the Gaussian weight, as a share of the window
     precision: Literal['auto', '32', 'bf16', 'fp16'] = 'auto'  # of the network (auto: 16 bits where hardware has them); sums: float32
     grid: Literal['brain', 'scan'] = 'brain'  # windows spread over the brain's box, or placed on the whole scan as MONAI does
 
     def __post_init__(self):
-        if len(self.size) != 3 or min(self.size) < 1:
-            raise InputError(f'infer.size: found {self.size}, expected three positive numbers of voxels')
-        if not 0 <= self.overlap < 1:
-            raise InputError(f'infer.overlap: found {self.overlap}, expected a share from 0 up to, not including, 1')
-        if self.batch < 1 or self.sigma <= 0:
-            raise InputError(f'infer: found batch {self.batch} and sigma {self.sigma}, expected positive numbers')
-        if not self.flips or not set(self.flips) <= set(FLIPS):
-            raise InputError(f'infer.flips: found {self.flips}, expected some of {", ".join(FLIPS)}')
+        super().__post_init__()
+        if len(self.size) != 3:
+            raise InputError(f'infer.size: found {len(self.size)} numbers, expected three')
+        if not self.flips or not set(self.flips) <= set(FLIPS) or len(set(self.flips)) < len(self.flips):
+            raise InputError(f'infer.flips: found {str(self.flips)[:80]}, expected some of {", ".join(FLIPS)}, each once')
         if self.grid not in ('brain', 'scan'):
             raise InputError(f'infer.grid: found {self.grid!r}, expected brain or scan')
         if self.precision not in ('auto', *_AUTOCAST):
@@ -114,13 +113,25 @@ def window_size(
     return size - 1 if off_centre and size > 1 else size
 
 
+#: Windows that a volume may take: a brain at 1 mm takes 8 to 30, and 1,000 times as many at an overlap of 0.95.
+MOST_WINDOWS: int = 50_000
+
+
+def _check_number(number: int, shape: Sequence[int], config: Windows) -> None:
+    "Refuse what would take days."
+    if number > MOST_WINDOWS:
+        raise InputError(f'infer: size {"x".join(map(str, config.size))} and overlap {config.overlap:g} make {number:,} windows of '
+                         f'{"x".join(map(str, shape))} voxels, expected {MOST_WINDOWS:,} at most: a larger window, or less overlap')
+
+
 def window_grid(
     shape: Sequence[int],  # (x, y, z) of the volume
     config: Windows = Windows(),  # how it is looked at
 ) -> list[Window]:
     "All windows over a volume, each as three slices; together they cover it."
     size = [window_size(n, s, config.overlap) for n, s in zip(shape, config.size)]
-    starts = (window_starts(n, s, config.overlap) for n, s in zip(shape, size))
+    starts = [window_starts(n, s, config.overlap) for n, s in zip(shape, size)]
+    _check_number(prod(map(len, starts)), shape, config)
     return [tuple(slice(a, a + s) for a, s in zip(corner, size)) for corner in product(*starts)]
 
 # %% ../nbs/07a_windows.ipynb #6e6d1c7f
@@ -187,6 +198,7 @@ def looks_at(
         return [Look(tuple(s.start for s in w), size) for w in grid], size
     lengths = [before + n + behind for before, n, behind in zip(around[0], image.shape[1:], around[1])]
     starts = [[a - before for a in scan_starts(n, s, config.overlap)] for n, s, before in zip(lengths, config.size, around[0])]
+    _check_number(prod(map(len, starts)), lengths, config)
     brain, steps = image.any(0), _air_free_steps(networks)
     looks = [_cut_to_brain(Look(corner, tuple(config.size)), brain, steps) for corner in product(*starts)]
     looks = sorted(filter(None, looks), key=lambda look: prod(look.size), reverse=True)  # the largest first: the others fit where it was
@@ -386,6 +398,9 @@ def _predict(
             done += len(chosen)
             if progress:
                 progress(done, len(looks) * len(members))
+        if not sums.sum(dtype=torch.float64 if sums.device.type != 'mps' else None).isfinite():
+            raise InputError(f'found {int((~sums.isfinite()).sum()):,} of {sums.numel():,} logits that are NaN or infinite (flip {flip}, precision '
+                             f'{config.precision}); expected numbers: are the weights damaged, or is --infer.precision 32 needed?')
         total = _averaged(total, _probabilities(sums, weights, activation), statistic)
     return total.div_(len(members)) if len(members) > 1 else total
 

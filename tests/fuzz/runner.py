@@ -1,0 +1,153 @@
+"Runs inputs in a process of their own, with a limit of time and of memory for each; what ends otherwise than it should is a find."
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .inputs import KINDS, Input, draw_input, make_sound
+
+#: CPU seconds and bytes (beside what the process has to begin with) that an input may take, and seconds by the clock on a busy machine.
+SECONDS, MEMORY, PATIENCE = 6.0, 3 << 30, 90.0
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = Path(__file__).resolve().parent / 'corpus'
+
+
+@dataclass(frozen=True)
+class Find:
+    "An input that ended otherwise than in success or a clear error."
+    input: Input
+    problem: str
+
+    @property
+    def file(self) -> str:
+        "What it is called in the corpus."
+        return f'{self.input.kind}-{hashlib.sha256(self.input.to_json().encode()).hexdigest()[:10]}.json'
+
+
+def run_here(given: Input, sound: Path) -> tuple[str, str]:
+    "'fine', 'refused' or 'find', and what was said."
+    from neuroseg3d.core import InputError
+    with tempfile.TemporaryDirectory(prefix='fuzz-') as folder:
+        place = Path(folder) / 'sound'
+        shutil.copytree(sound, place)
+        (place / given.name).write_bytes(given.content)
+        began = time.process_time()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                KINDS[given.kind].entry(place)
+            end, said = 'fine', ''
+        except InputError as error:
+            end, said = 'refused', str(error)
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            end, said = 'find', f'{type(error).__name__}: {str(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})'
+        took = time.process_time() - began
+    if took > SECONDS:
+        return 'find', f'took {took:.1f} s of the processor ({end}: {said[:200]})'
+    if len(said) > 3000:
+        return 'find', f'an error of {len(said):,} characters: {said[:200]}'
+    return end, said
+
+
+def work() -> None:
+    "The process that reads inputs from its standard input, one a line, and answers each with a line."
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what libraries print is no answer
+    sys.stdout = sys.stderr
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    import torch
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix='fuzz-sound-') as folder:
+        sound = Path(folder) / 'sound'
+        sound.mkdir()
+        make_sound(sound)
+        _limit_memory()
+        print(json.dumps({'sound': str(sound)}), file=answers, flush=True)
+        for line in sys.stdin:
+            task = json.loads(line)
+            given = draw_input(task['seed'], task['number'], sound) if 'seed' in task else Input.from_json(task['input'])
+            end, said = run_here(given, sound)
+            print(json.dumps({'end': end, 'said': said, 'kind': given.kind, 'input': given.to_json() if end == 'find' else None}), file=answers, flush=True)
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+        pages = int(Path('/proc/self/statm').read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+    except (ImportError, OSError, ValueError):
+        pass  # no such limit on this system
+
+
+class _Worker:
+    "A process for inputs, started anew where one has ended it."
+
+    def __init__(self):
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+        code = 'from tests.fuzz.runner import work; work()'
+        self.process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if self.answer(600) is None:
+            raise RuntimeError('the process for inputs does not start')
+
+    def answer(self, seconds: float) -> dict | None:
+        "Its next line; None where none comes."
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        line = self.process.stdout.readline() if ready else b''
+        return json.loads(line) if line else None
+
+    def run(self, task: dict) -> dict:
+        if self.process is None:
+            self.start()
+        self.process.stdin.write(json.dumps(task).encode() + b'\n')
+        self.process.stdin.flush()
+        found = self.answer(PATIENCE)
+        if found is None:
+            code = self.process.poll()
+            self.stop()
+            problem = f'no end after {PATIENCE:g} s' if code is None else f'ended the process ({code})'
+            return {'end': 'find', 'said': problem, 'kind': '', 'input': None}
+        return found
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.process = None
+
+
+def run_all(tasks: Iterable[dict]) -> Iterator[tuple[dict, dict]]:
+    "Each task with how it ended."
+    worker = _Worker()
+    try:
+        for task in tasks:
+            yield task, worker.run(task)
+    finally:
+        worker.stop()
+
+
+def drawn(n: int, seed: int = 0, first: int = 0) -> list[dict]:
+    "Tasks: so many inputs of a seed."
+    return [{'seed': seed, 'number': i} for i in range(first, first + n)]
+
+
+def kept() -> dict[str, dict]:
+    "Tasks: the inputs of the corpus, by file."
+    return {path.name: {'input': path.read_text(encoding='utf-8')} for path in sorted(CORPUS.glob('*.json'))}
