@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from importlib.util import find_spec
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,8 @@ from neuroseg3d.layouts import find_cases
 
 OBLIQUE = np.array([[0, -1.1, 0, 3], [0.72, 0, -1.5, -7], [0.54, 0, 2, 4], [0, 0, 0, 1.0]])
 SHAPE = (11, 12, 9)
+#: What the reader knows: nnU-Net's way and BIDS since it reads the entities of names.
+READ = ['nnunet', 'msd', 'brats', 'bids'] if find_spec('neuroseg3d.names') else ['msd', 'brats']
 
 
 def save(values, path, slope=1.0, inter=0.0, kind=nib.Nifti1Image):
@@ -48,14 +51,14 @@ def cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp('own')
     write_four(root, 'BraTS2021_00001')
     write_four(root, 'BraTS2021_00002', scaling=((0.25, 1),) * 4, labelled=False)
-    write_four(root, 'plain', suffix='.nii')
+    write_four(root, 'bare', suffix='.nii')
     write_four(root, 'mixed', types=(np.uint8, np.int16, np.float32, np.uint16))
     write_four(root, 'scaled', scaling=((0.5, 0), (1, 0), (0.3, -7), (2, 1)))
     write_four(root, 'two', kind=nib.Nifti2Image)
     return root
 
 
-@pytest.mark.parametrize('to', ['msd', 'brats'])
+@pytest.mark.parametrize('to', READ)
 def test_what_is_written_is_what_was_read(cohort, tmp_path, to):
     done = convert_cohort(cohort, tmp_path / 'out', to)
     assert not done.failures and len(done.names) == 6 and len(done.labelled) == 5
@@ -66,7 +69,7 @@ def test_what_is_written_is_what_was_read(cohort, tmp_path, to):
         same(before[old], after[new])
 
 
-@pytest.mark.parametrize('first', ['msd', 'brats'])
+@pytest.mark.parametrize('first', READ)
 def test_there_and_back_through_every_layout(cohort, tmp_path, first):
     convert_cohort(cohort, tmp_path / 'a', first)
     convert_cohort(tmp_path / 'a', tmp_path / 'b', 'msd')
@@ -109,8 +112,8 @@ def test_nnunet_finds_the_keys_that_it_documents(cohort, tmp_path):
 def test_simpleitk_reads_the_same_grid_and_voxels(cohort, tmp_path):
     sitk = pytest.importorskip('SimpleITK')
     convert_cohort(cohort, tmp_path / 'n', 'nnunet')
-    a = sitk.ReadImage(str(cohort / 'plain' / 'plain_t2.nii'))
-    b = sitk.ReadImage(str(tmp_path / 'n' / 'imagesTr' / 'plain_0003.nii.gz'))
+    a = sitk.ReadImage(str(cohort / 'bare' / 'bare_t2.nii'))
+    b = sitk.ReadImage(str(tmp_path / 'n' / 'imagesTr' / 'bare_0003.nii.gz'))
     assert np.array_equal(sitk.GetArrayFromImage(a), sitk.GetArrayFromImage(b))
     assert (a.GetSpacing(), a.GetOrigin(), a.GetDirection()) == (b.GetSpacing(), b.GetOrigin(), b.GetDirection())
 
