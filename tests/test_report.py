@@ -126,7 +126,7 @@ def test_a_failure_leaves_the_old_report(tmp_path):
 
     with pytest.raises(RuntimeError, match='power cut'):
         write_report(broken(), page, options=SMALL)
-    assert page.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['cases', 'index.html']
+    assert page.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ['.neuroseg3d.json', 'cases', 'index.html']
 
 
 def test_text_is_escaped(written):
