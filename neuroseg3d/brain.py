@@ -49,8 +49,8 @@ def find_background(
         off = np.abs(faces - value)
         near = off <= NOISE_SHARE * _level(sample, value)
         return Background(value, 1.3 * float(off[near].max())) if near.mean() >= 0.5 else None
-    if exact < 0.25 and not (value == 0 and np.mean(sample == 0) >= 0.01):
-        return None
+    if exact < 0.25:  # the brain fills the box: corners that are zero are enough
+        return Background(0.0) if np.mean(sample == 0) >= 0.01 else None
     off = np.abs(sample - value)
     residue = RESIDUE_SHARE * level
     return Background(value, residue if np.mean((off > 0) & (off <= residue)) > 0.005 else 0.0)

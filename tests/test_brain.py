@@ -90,8 +90,10 @@ def test_zero_background_is_left_alone(tmp_path):
         whole = read_case(write(tmp_path / 'whole', images))
         tight = read_case(write(tmp_path / 'tight', {n: v[3:29, 3:35, 3:27] for n, v in images.items()}))
         slab = read_case(write(tmp_path / 'slab', {n: v[:, :, 10:20] for n, v in images.items()}))
+        filled = read_case(write(tmp_path / 'filled', {n: v[7:25, 8:30, 6:24] for n, v in images.items()}))
         corner = read_case(write(tmp_path / 'corner', {n: v[4:20, 4:22, 4:18] for n, v in images.items()}))
-    for case, box in ((whole, np.s_[:, :, :]), (tight, np.s_[3:29, 3:35, 3:27]), (slab, np.s_[:, :, 10:20]), (corner, np.s_[4:20, 4:22, 4:18])):
+    assert 0.01 < np.mean(filled.image[0] == 0) < 0.2
+    for case, box in ((whole, np.s_[:, :, :]), (tight, np.s_[3:29, 3:35, 3:27]), (slab, np.s_[:, :, 10:20]), (corner, np.s_[4:20, 4:22, 4:18]), (filled, np.s_[7:25, 8:30, 6:24])):
         assert all(np.array_equal(c, v[box]) for c, v in zip(case.image, images.values()))
 
 
