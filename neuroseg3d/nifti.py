@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import BinaryIO, TypedDict
 
 import nibabel as nib
 import numpy as np
