@@ -42,7 +42,7 @@ from .transforms import ModelCase, regions_to_native, to_model_space, to_native
 from .windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
-__all__ = ['EXTRAS', 'MANIFEST', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case',
+__all__ = ['MANIFEST', 'EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case',
            'label_by_rules', 'masks_by_rules', 'fast_model', 'write_extra', 'read_probabilities', 'infer_file',
            'predictions', 'check_outputs', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules',
            'check_makers', 'store_rules']
@@ -196,6 +196,9 @@ def fast_model(
     return replace(model, windows=fast_windows(model.windows, whole=cost.memory_mb * 1e6 < free / 2))
 
 # %% ../nbs/11_infer.ipynb #05a7daf4
+#: The file beside label maps that says what made them.
+MANIFEST: str = 'manifest.json'
+
 #: What can be written beside the label map: folder and what it holds.
 EXTRAS: dict[str, str] = {'probabilities': 'WT, TC, ET along the fourth axis', 'entropy': 'mean entropy of WT, TC, ET in bits'}
 
@@ -421,9 +424,6 @@ def _time_left(seconds: float, done: int, total: int) -> str:
     return f'({each:.1f} s a case' + (f', {each * (total - done) / 60:.1f} min left)' if done < total else ')')
 
 # %% ../nbs/11_infer.ipynb #89d3745d
-MANIFEST = 'manifest.json'
-
-
 class _Manifest:
     "What made each output, kept beside the outputs: read, completed and written again after each case, while others wait."
 
