@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import numpy as np
 
 from .brain import check_agreement, settle_channel
 from .core import MODALITIES, Case, Geometry, InputError
+from .failures import failing_alone
 from .grids import fit_grid, on_grid, same_place, turn, turn_between
 from .layouts import Study, check_complete, find_study
 from .nifti import PathLike, check_label, check_memory, grid_shape, header_geometry, read_header, read_label, read_volumes
 
 # %% auto #0
-__all__ = ['read_case', 'check_case']
+__all__ = ['check_sequences', 'read_case', 'check_case', 'check_cases', 'refuse_broken']
 
 # %% ../nbs/01b_cases.ipynb #0dba8d6a
 def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
@@ -74,6 +75,39 @@ def _turn_of(path: Path, header: nib.Nifti1Header, grid: Geometry) -> tuple | No
     own = header_geometry(header, tuple(header.get_data_shape()[:3]))
     return None if same_place(own, grid) else turn_between(own, grid)
 
+# %% ../nbs/01b_cases.ipynb #c0ffee02
+def check_sequences(
+    image: np.ndarray,  # (4, X, Y, Z), channels in the library's order; zeros for a sequence that is not there
+    files: Mapping[str, Path],  # modality -> file, for what is said
+) -> None:
+    "Refuse the same voxels under two names; warn where sequences look exchanged."
+    step = max(1, round((image[0].size / 200_000) ** (1 / 3)))
+    thin = image[:, ::step, ::step, ::step]
+    there = [c for c in range(len(image)) if thin[c].any()]
+    for n, first in enumerate(there):
+        for second in there[n + 1:]:
+            if np.array_equal(thin[first], thin[second]) and np.array_equal(image[first], image[second]):
+                names = MODALITIES[first], MODALITIES[second]
+                raise InputError(f'{files.get(names[1], names[1])}: {names[1]} has the very voxels of {names[0]} ({files.get(names[0], names[0])}), expected a '
+                                 'scan of its own; a sequence that is not there is left out, with allow_missing (--allow_missing)')
+    brain = (thin != 0).all(0)
+    if len(there) == len(MODALITIES) and brain.sum() > 1000:
+        for first, second in _exchanged(thin[:, brain].astype(np.float64)):
+            warnings.warn(f'{files.get(first, first)}: {first} and {second} look exchanged; check the names of the files, or the order of the channels '
+                          f'({", ".join(files)})', stacklevel=3)
+
+
+def _exchanged(voxels: np.ndarray) -> list[tuple[str, str]]:
+    "Pairs of sequences that look exchanged, from the voxels of the brain, (4, N)."
+    flair, t1w, t1gd, t2w = (MODALITIES.index(m) for m in ('FLAIR', 'T1w', 'T1gd', 'T2w'))
+    ranks = voxels.argsort(1).argsort(1)
+    alike = np.corrcoef(ranks)
+    middle, spread = np.median(voxels, 1, keepdims=True), np.subtract(*np.percentile(voxels, (75, 25), axis=1))[:, None]
+    rise = np.subtract(*((voxels - middle) / np.maximum(spread, 1e-9))[[t1gd, t1w]])
+    down, centre, up = np.percentile(rise, (0.5, 50, 99.5))
+    found = [('FLAIR', 'T2w')] if alike[flair, t1w] - alike[t2w, t1w] < -0.08 else []
+    return found + ([('T1w', 'T1gd')] if alike[t1w, t1gd] > 0.3 and centre - down > 1.2 * (up - centre) else [])
+
 # %% ../nbs/01b_cases.ipynb #4cfe8310
 def read_case(
     source: Study | PathLike | Iterable[PathLike] | Mapping[str, PathLike],  # a study or anything `find_study` takes
@@ -81,10 +115,11 @@ def read_case(
     schema: str | None = None,  # label schema; None takes what file or layout say
     with_label: bool = True,  # False ignores a label that is there
     allow_missing: bool = False,  # zeros for sequences that are not there (see `Case.sources`); at least one must be
+    channels: str | Sequence[str] | None = None,  # the order of the channels of a 4-D file; None: as the file or its dataset.json says
 ) -> Case:
     "Read and check a study in any supported layout."
-    study = source if isinstance(source, Study) else find_study(source, label, schema, allow_missing=allow_missing)
-    headers, geometry = _read_headers(study, allow_missing)
+    study = source if isinstance(source, Study) else find_study(source, label, schema, None, allow_missing, channels)
+    headers, geometry = _read_headers(study, allow_missing, with_label)
     annotation, known = None, schema or study.schema
     if with_label and study.label is not None:
         annotation, grid, known = read_label(study.label, schema, study.schema, study.stated)
@@ -92,12 +127,16 @@ def read_case(
     image = _read_images(study, headers, geometry, allow_missing)
     if allow_missing and not image.any():  # else no sequence can be
         raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
+    check_sequences(image, study.images)
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
     return Case(study.id, image, geometry, annotation, known, next(iter(headers.values())), sources)
 
 
-def _read_headers(study: Study, allow_missing: bool) -> tuple[dict[Path, nib.Nifti1Header], Geometry]:
+def _read_headers(study: Study, allow_missing: bool, with_label: bool) -> tuple[dict[Path, nib.Nifti1Header], Geometry]:
     "Headers of all images of a study, and the one grid of them."
+    problem = study.problem or (study.label_problem if with_label else None)
+    if problem:
+        raise InputError(problem)
     if not allow_missing:
         check_complete(study.images)
     headers = {path: read_header(path) for path in dict.fromkeys(study.images.values())}
@@ -115,7 +154,30 @@ def check_case(
     allow_missing: bool = False,  # as for `read_case`
 ) -> Geometry:  # its grid
     "What `read_case` would refuse by headers or label schema, in milliseconds: for a whole cohort before work on its first case."
-    headers, geometry = _read_headers(study, allow_missing)
+    headers, geometry = _read_headers(study, allow_missing, with_label)
     if with_label and study.label is not None:
         _check_grids({next(iter(headers)): geometry, study.label: check_label(study.label, schema, study.schema, study.stated)[0]})
     return geometry
+
+
+def check_cases(
+    studies: Iterable[Study],  # of a cohort
+    schema: str | None = None,  # as for `check_case`
+    with_label: bool = True,  # as for `check_case`
+    allow_missing: bool = False,  # as for `check_case`
+) -> dict[str, str]:  # case -> error, for those that cannot be read
+    "What is wrong with each case of a cohort, as far as headers tell; a schema that nobody named is an error of all."
+    failed: dict[str, str] = {}
+    for study in studies:
+        with failing_alone(study.id, failed):
+            check_case(study, schema, with_label, allow_missing)
+    return failed
+
+
+def refuse_broken(
+    failed: Mapping[str, str],  # case -> error, of `check_cases`
+    remedy: str,  # what to do
+) -> None:
+    "Refuse a cohort some of whose cases cannot be read, all of them named."
+    if failed:
+        raise InputError(f'{len(failed)} case(s) cannot be read: ' + '; '.join(f'{case}: {error}' for case, error in failed.items()) + f'. {remedy}')

@@ -124,14 +124,14 @@ def _eda(args, overrides) -> int:
     import json
 
     from neuroseg3d.eda import write_eda
-    page = write_eda(args.data, args.output_dir, report=print, schema=args.schema)
+    page = write_eda(args.data, args.output_dir, report=print, schema=args.schema, channels=args.channels)
     print(page)
     return _tell_failures(json.loads((page.parent / 'fingerprint.json').read_text(encoding='utf-8'))['failed'])
 
 
 def _convert(args, overrides) -> int:
     from neuroseg3d.convert import convert_cohort
-    done = convert_cohort(args.input, args.output_dir, args.to, args.schema, print)
+    done = convert_cohort(args.input, args.output_dir, args.to, args.schema, print, args.channels)
     print(f'{len(done.names)} of {len(done.names) + len(done.failures)} cases, {len(done.labelled)} of them labelled, in {done.folder} as {args.to}')
     return _tell_failures(done.failures)
 
@@ -148,7 +148,7 @@ def _train(args, overrides) -> int:
     from neuroseg3d.folders import check_folder
     from neuroseg3d.processes import is_first_process
     from neuroseg3d.train import Config, fit
-    short = {'logger.kind': args.logger, 'data.fold': args.fold}
+    short = {'logger.kind': args.logger, 'data.fold': args.fold, 'data.channels': args.channels}
     config = load_config(Config, args.config_dir, overrides | {k: v for k, v in short.items() if v is not None})
     check_folder(config.trainer.output_dir, 'trainer.output_dir')
     if args.folds:
@@ -177,7 +177,7 @@ def _infer(args, overrides) -> int:
     from neuroseg3d.processes import launched, run_together
     if args.schema:
         get_schema(args.schema)
-    studies = find_inputs(args.input_image, args.allow_missing)
+    studies = find_inputs(args.input_image, args.allow_missing, args.channels, None if os.environ.get('RANK', '0') != '0' else print)
     processes = _processes(args.devices)
     if processes > 1 and not launched().launcher:
         return run_together([sys.executable, '-m', 'neuroseg3d.cli', *args.words], processes)
@@ -245,7 +245,7 @@ def _ensemble(args, overrides) -> int:
     processes = _processes(args.devices)
     if processes > 1 and not launched().launcher:
         return run_together([sys.executable, '-m', 'neuroseg3d.cli', *args.words], processes)
-    score_ensemble(args.run_dir, args.data, args.test, args.postprocess, args.device, print)
+    score_ensemble(args.run_dir, args.data, args.test, args.postprocess, args.device, print, args.channels)
     return 0
 
 
@@ -279,14 +279,21 @@ def _model(args, overrides) -> int:
 def find_inputs(
     words: Sequence[str],  # of --input_image
     allow_missing: bool = False,  # accept any non-empty subset of the sequences
+    channels: str | None = None,  # of --channels
+    say: Callable[[str], None] | None = None,  # gets what was found in a folder
 ):  # list of Study
     "The studies that --input_image names."
     from neuroseg3d.layouts import find_cases, find_study
     if all('=' in w and not Path(w).exists() for w in words):
-        return [find_study(dict(w.split('=', 1) for w in words), allow_missing=allow_missing)]
+        pairs = [w.split('=', 1) for w in words]
+        twice = [name for n, (name, _) in enumerate(pairs) if name in [k for k, _ in pairs[:n]]]
+        if twice:
+            both = ' and '.join(p for k, p in pairs if k == twice[0])
+            _fail(f'--input_image: {twice[0]} is given twice: {both}; expected one file for each sequence')
+        return [find_study(dict(pairs), allow_missing=allow_missing, channels=channels)]
     if len(words) == 1 and Path(words[0]).is_dir():
-        return find_cases(words[0], split='all', allow_missing=allow_missing)
-    return [find_study(words, allow_missing=allow_missing)]
+        return find_cases(words[0], split='all', allow_missing=allow_missing, channels=channels, say=say)
+    return [find_study(words, allow_missing=allow_missing, channels=channels)]
 
 
 def _windows(stored, config_dir, overrides):
@@ -309,19 +316,21 @@ def _windows(stored, config_dir, overrides):
 def _evaluate(args, overrides) -> int:
     from neuroseg3d.evaluate import SCORES, check_pairs, compare, comparison_table, evaluate, find_labels, pair_labels, scores, summary_table
     options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
-               'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain, 'allow_unpaired': args.allow_unpaired}
+               'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain, 'allow_unpaired': args.allow_unpaired,
+               'channels': args.channels}
+    failed = {}
     if args.compare:  # before work on the others
         scores(Path(args.output_dir) / 'compared').check(SCORES)
-        pairs = pair_labels(find_labels(args.compare), find_labels(args.ref), args.allow_unpaired)
-        check_pairs(pairs, args.pred_schema, args.ref_schema, args.over_brain)
-    rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options)
+        pairs = pair_labels(find_labels(args.compare), find_labels(args.ref, args.channels), args.allow_unpaired)
+        failed = check_pairs(pairs, args.pred_schema, args.ref_schema, args.over_brain)
+    rows, summary = evaluate(args.pred, args.ref, args.output_dir, **options, say=print)
     print(summary_table(summary))
     if args.compare:
         other, _ = evaluate(args.compare, args.ref, Path(args.output_dir) / 'compared', **options)
         print(f'\nfirst: {args.compare}, second: {args.pred}')
         print(comparison_table(compare(other, rows)))
     print(*(Path(args.output_dir) / name for name in ('metrics.csv', 'confusion.csv', 'summary.json')), sep='\n')
-    return _tell_failures(summary['failed'])
+    return _tell_failures({**failed, **summary['failed']})
 
 
 def _calibrate(args, overrides) -> int:
@@ -334,7 +343,7 @@ def _calibrate(args, overrides) -> int:
     check_folder(paths[0].parent, '--ckpt_path')  # where the result is going to be stored
     flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
     failures: dict[str, str] = {}
-    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, print, args.ref_schema, failures)
+    found = calibrate_model(paths, args.data, args.split, args.alpha, flips, args.device, print, args.ref_schema, failures, args.channels)
     for n, region in enumerate(REGIONS):
         print(f'{region}: temperature {found.temperature[n]:.2f}, calibration error {found.ece_before[n]:.4f} -> {found.ece_after[n]:.4f}, '
               f'adaptive {found.ace_before[n]:.4f} -> {found.ace_after[n]:.4f}; QU-BraTS {found.qu_brats[n]:.3f}; '
@@ -357,7 +366,7 @@ def _report(args, overrides) -> int:
         model = _mirrored(model, args.tta)
     made, failures = {'command': command_line(['neuroseg3d', *args.words])}, {}
     print(report_cohort(args.pred, args.data, Path(args.output_dir) / 'index.html', args.pred_schema, args.ref_schema, args.title,
-                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution, print, failures))
+                        made, model, args.compare, args.split, args.allow_training, not args.no_attribution, print, failures, args.channels))
     return _tell_failures(failures)
 
 
@@ -372,8 +381,8 @@ def _explain(args, overrides) -> int:
     from neuroseg3d.models import resolve_models
     from neuroseg3d.xai import check_explanations, explain_file
     warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
-    studies = find_inputs(args.input_image, args.allow_missing)
-    for study in studies:  # before minutes of work on those that come first
+    studies = find_inputs(args.input_image, args.allow_missing, args.channels, print)
+    for study in studies:
         check_explanations(args.output_dir, study, args.region, args.method)
     choose_device(args.device)
     model = _adjusted(load_model(resolve_models(args.ckpt_path)), args, overrides)
@@ -401,12 +410,13 @@ def _checks(made: Path) -> list[str]:
     methods = json.loads(made.read_text(encoding='utf-8'))['methods']
     return [f'  {name}: {about["verdict"]}\n    {about["does_not_show"]}' for name, about in methods.items()]
 
-
-
 # %% ../nbs/16_cli.ipynb #8eb1961f
 _NOTICE = 'Research software, not a medical device: not for diagnosis or treatment.'
 _MODEL_HELP = ('a checkpoint, an exported model, a run folder, or wandb:entity/project/artifact:version; several for an ensemble '
                '(default: the starter model that comes with the package)')
+
+
+_CHANNELS = {'metavar': 'ORDER', 'help': 'order of the channels of 4-D files, such as FLAIR,T1w,T1gd,T2w (default: what dataset.json or the files say)'}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -426,7 +436,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _command(commands, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
     "Add a command to the parser."
-    more = ' Cases that fail are named on stderr and in the end by exit code 1; the others are done.' if name in ('infer', 'eda', 'convert') else ''
+    more = ' Cases that fail are named on stderr and in the end by exit code 1; the others are done.' if name in ('infer', 'eda', 'convert', 'evaluate', 'report', 'explain') else ''
     parser = commands.add_parser(name, help=text, description=f'{text}.{more} {_NOTICE}', epilog=f'example: {example}', allow_abbrev=False)
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.set_defaults(run=run, overridable=False)
@@ -452,11 +462,13 @@ def _add_data_commands(commands) -> None:
                    'neuroseg3d eda --data data/Task01_BrainTumour --output_dir runs/eda')
     eda.add_argument('--data', required=True, help='cohort in any supported layout')
     eda.add_argument('--output_dir', required=True)
+    eda.add_argument('--channels', **_CHANNELS)
     eda.add_argument('--schema', help='label schema of its cases: a name, or ids such as edema=2,non_enhancing=1+3,enhancing=4 (default: what files or layout say)')
     convert = _command(commands, 'convert', _convert, 'Write a cohort in the layout of nnU-Net, the Decathlon, BraTS or BIDS, its voxels as they are',
                        'neuroseg3d convert --input data/brats --output_dir data/Dataset001_Brain --to nnunet')
     convert.add_argument('--input', required=True, help='cohort in any supported layout')
     convert.add_argument('--output_dir', required=True, help='a new or empty folder: nothing is replaced')
+    convert.add_argument('--channels', **_CHANNELS)
     convert.add_argument('--to', required=True, choices=('nnunet', 'msd', 'brats', 'bids'), help='layout to write')
     convert.add_argument('--schema', help='label schema of the cases (default: what files or layout say); labels are written in the ids of the new layout')
 
@@ -467,6 +479,7 @@ def _add_model_commands(commands) -> None:
     train.set_defaults(overridable=True)
     train.add_argument('--config_dir', help='folder with *_config.yaml (default: the built-in defaults)')
     train.add_argument('--ckpt_path', help='checkpoint to resume from')
+    train.add_argument('--channels', metavar='ORDER', help='order of the channels of 4-D files, such as FLAIR,T1w,T1gd,T2w (short for --data.channels)')
     train.add_argument('--resume', choices=('never', 'auto'), default='never', help='auto: continue the run in the output folder')
     train.add_argument('--extend_to', type=int, metavar='STEPS', help='continue with a schedule of so many steps')
     train.add_argument('--logger', choices=('csv', 'tensorboard', 'wandb', 'none'), help='where metrics go (short for --logger.kind)')
@@ -480,6 +493,7 @@ def _add_model_commands(commands) -> None:
     infer.add_argument('--input_image', nargs='+', required=True,
                        help='a 4-D file, four files, MODALITY=file pairs, a case folder, or a cohort folder')
     infer.add_argument('--output_dir', required=True)
+    infer.add_argument('--channels', **_CHANNELS)
     infer.add_argument('--schema', help="label schema to write (default: the input cohort's, else msd)")
     infer.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     _add_infer_options(infer)
@@ -504,6 +518,7 @@ def _add_ensemble_command(commands) -> None:
     ensemble.add_argument('--run_dir', required=True, help='output folder of `train --folds all`; gets ensemble.json and scores')
     ensemble.add_argument('--data', help='the cohort that was trained on (default: where it was then)')
     ensemble.add_argument('--test', help='cohort with references that no fold has seen, to score the ensemble on')
+    ensemble.add_argument('--channels', **_CHANNELS)
     ensemble.add_argument('--postprocess', action='store_true', help='search thresholds and size rules on the out-of-fold probabilities')
     ensemble.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, mps')
     ensemble.add_argument('--devices', default='1', metavar='N', help='processes that share the cases; auto: as many as there are GPUs')
@@ -516,6 +531,7 @@ def _add_review_commands(commands) -> None:
     calibrate.add_argument('--data', required=True, help="cohort with references; cases that the model was trained on are left out, test cases (imagesTs) are used only where their folder is named")
     calibrate.add_argument('--split', help="split file of the model's run (default: looked for beside the checkpoint and in the cohort)")
     calibrate.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
+    calibrate.add_argument('--channels', **_CHANNELS)
     calibrate.add_argument('--alpha', type=float, default=0.1, help='share of volumes that may lie outside their interval (default 0.1)')
     calibrate.add_argument('--tta', nargs='+', metavar='FLIP', choices=('all', 'none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz'),
                            help='for use with these mirrored copies, as in infer')
@@ -529,6 +545,7 @@ def _add_review_commands(commands) -> None:
         parser.add_argument('--output_dir', required=True)
         parser.add_argument('--pred_schema', help='label schema of the predictions (default: what the files say)')
         parser.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
+        parser.add_argument('--channels', **_CHANNELS)
         parser.add_argument('--compare', metavar='PRED', help='label maps of another model for the same cases: paired comparison')
         parser.add_argument('--split', help="split file of the model's run (default: looked for in the cohort)")
         parser.add_argument('--allow_training', action='store_true', help='accept cases that the model was trained on')
@@ -553,6 +570,7 @@ def _add_explain_command(commands) -> None:
     explain.add_argument('--ckpt_path', nargs='+', metavar='MODEL', help=_MODEL_HELP)
     explain.add_argument('--input_image', nargs='+', required=True,
                          help='a 4-D file, four files, MODALITY=file pairs, a case folder, or a cohort folder')
+    explain.add_argument('--channels', **_CHANNELS)
     explain.add_argument('--output_dir', required=True, help='gets maps (.nii.gz), figures (.png) and a .json a case')
     explain.add_argument('--region', choices=('WT', 'TC', 'ET'), default='WT', help='what is explained (default WT)')
     explain.add_argument('--method', nargs='+', choices=methods, default=methods, help='default: all; occlusion is the slowest')
@@ -577,7 +595,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The parser of the whole command line."
     parser = _Parser('neuroseg3d', allow_abbrev=False, description=f'3D brain-tumour segmentation. {_NOTICE}',
                                      epilog='neuroseg3d COMMAND --help tells the options of a command. Exit code: 0 done, 1 failed '
-                                            '(a case of a cohort, for infer, eda and convert, where the others are done), 2 a mistake in what was given, 130 interrupted, 143 ended by SIGTERM')
+                                            '(a case of a cohort, where the others are done), 2 a mistake in what was given, 130 interrupted, 143 ended by SIGTERM')
     parser.add_argument('--version', action='version', version=f'neuroseg3d {__version__}')
     commands = parser.add_subparsers(title='commands', dest='command', required=True, metavar='COMMAND')
     _add_data_commands(commands)

@@ -187,7 +187,8 @@ def convert_cohort(
     output_dir: str | Path,  # a new or empty folder
     to: str,  # a key of `LAYOUTS`
     schema: str | None = None,  # label schema of the cases; None: what files or layout say
-    report: Callable[[str], Any] = lambda line: None,  # is told each case
+    report: Callable[[str], Any] = lambda line: None,  # is told what was found, and each case
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Conversion:
     "Write a cohort in another layout; a case that cannot be is named and does not stop the others."
     if to not in LAYOUTS:
@@ -195,7 +196,7 @@ def convert_cohort(
     folder, layout = as_path(output_dir, 'output_dir'), LAYOUTS[to]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f'{folder}: is there and not empty; expected a new or an empty folder: a conversion replaces nothing')
-    studies = find_cases(as_path(source, 'input'), split='all', schema=schema)
+    studies = find_cases(as_path(source, 'input'), split='all', schema=schema, channels=channels, say=report)
     done, taken = Conversion(folder), {}
     for study in studies:
         name = layout.name(study.id)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import nibabel as nib
 
 # %% auto #0
-__all__ = ['MODALITIES', 'LABEL_NAMES', 'REGIONS', 'REGION_NAMES', 'InputError', 'Label', 'labels_to_regions',
+__all__ = ['MODALITIES', 'LABEL_NAMES', 'REGIONS', 'REGION_NAMES', 'InputError', 'SchemaNeeded', 'Label', 'labels_to_regions',
            'regions_to_labels', 'Geometry', 'nonzero', 'Case']
 
 # %% ../nbs/00_core.ipynb #2850fcab
@@ -25,6 +25,10 @@ MODALITIES: tuple[str, ...] = ('FLAIR', 'T1w', 'T1gd', 'T2w')
 
 class InputError(ValueError):
     "Something a user gave is not what was expected; the message names both."
+
+
+class SchemaNeeded(InputError):
+    "Nothing says what the ids of a label map mean: the user has to name the schema, for the whole cohort."
 
 # %% ../nbs/00_core.ipynb #c0adcc6f
 class Label(IntEnum):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .cases import refuse_broken
 from .checkpoint import ENSEMBLE, check_ensemble, description, load_model, write_ensemble
 from .config import build, to_dict
 from .core import REGIONS, InputError
@@ -109,9 +110,10 @@ def predict_out_of_fold(
     output_dir: str | Path,  # gets <case id>.nii.gz, probabilities/ and manifest.json
     device: str = 'auto',  # as in `infer.choose_device`
     report: Callable[[str], None] = print,  # gets a line a case
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> None:
     "Segment every case of a cross-validation by the network that it was held out from."
-    studies = {s.id: s for s in find_cases(data)}
+    studies = {s.id: s for s in find_cases(data, channels=channels)}
     missing = sorted(set(folds.split.cases) - set(studies))
     if missing:
         raise InputError(f'{data}: {len(missing)} case(s) of the cross-validation are not there, such as {missing[0]}')
@@ -154,9 +156,12 @@ def show_folds(
 def new_studies(
     data: str | Path,  # a cohort with references
     split: Split,  # of the cross-validation
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
+    say: Callable[[str], None] | None = None,  # gets what was found
 ) -> list[Study]:
     "The labelled cases of a cohort that are not in the split."
-    found = [s for s in find_cases(data, split='all') if s.label is not None]
+    found = find_cases(data, split='all', channels=channels, say=say).labelled
+    refuse_broken({s.id: s.problem or s.label_problem for s in found if s.problem or s.label_problem}, 'Mend them, or name a folder without them')
     new = [s for s in found if s.id not in split.cases]
     if not new:
         raise InputError(f'{data}: found {len(found)} case(s) with a reference, none that the ensemble was not trained on')
@@ -170,15 +175,16 @@ def score_ensemble(
     postprocess: bool = False,  # search rules on the out-of-fold probabilities
     device: str = 'auto',  # as in `infer.choose_device`
     report: Callable[[str], None] = print,  # gets lines
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> dict[str, dict]:  # summaries of `evaluate`: 'out_of_fold', and 'test' where there is one
     "Make the ensemble of a cross-validation and score it; processes of a launcher share the cases."
     run_dir, folds = Path(run_dir), find_folds(run_dir)
     check_ensemble(run_dir / ENSEMBLE)  # before the work
     data, places = data or folds.data, folds.checkpoints[0].parents[1] / 'split.json'
-    new = new_studies(test, folds.split) if test else []
+    new = new_studies(test, folds.split, channels, report) if test else []
     summaries = {}
     with joined() as place:
-        predict_out_of_fold(folds, data, run_dir / 'out_of_fold', device, report)
+        predict_out_of_fold(folds, data, run_dir / 'out_of_fold', device, report, channels)
         if place.rank == 0:
             rows, summaries['out_of_fold'] = evaluate(run_dir / 'out_of_fold', data, run_dir / 'out_of_fold_scores', split=places)
             report(f'\n{fold_table(rows, folds.split)}\n\n{summary_table(summaries["out_of_fold"])}\n')

@@ -424,9 +424,10 @@ class Cohort:
     pred: str | Path | None = None  # label map, or folder of label maps, named after their cases
     pred_schema: str | None = None  # label schema of the predictions; None: what the files say
     ref_schema: str | None = None  # label schema of the references; None: what files or layout say
+    channels: str | None = None  # the order of the channels of 4-D files, as for `find_cases`
 
     def __post_init__(self):
-        self.studies = {s.id: s for s in find_cases(self.data, split='all')}
+        self.studies = {s.id: s for s in find_cases(self.data, split='all', channels=self.channels)}
         self.predictions = find_labels(self.pred) if self.pred is not None else {}
         self.manifest = read_manifest(self.pred) if self.pred is not None else {}
         if self.predictions and not set(self.predictions) & set(self.studies):
@@ -445,7 +446,7 @@ class Cohort:
 
     def result(self, name: str) -> tuple[CaseResult, ModelCard | None]:
         "A stored prediction as the report has it, and the card of the model that the manifest names."
-        (result,), entry = read_results(self.predictions[name].path, self.data, self.pred_schema, self.ref_schema), self.manifest.get(name, {})
+        (result,), entry = read_results(self.predictions[name].path, self.data, self.pred_schema, self.ref_schema, channels=self.channels), self.manifest.get(name, {})
         return result, ModelCard.of_manifest(entry['model']) if 'model' in entry else None
 
     def remark(self, name: str, model: Model | None = None) -> str:
@@ -771,6 +772,7 @@ def dashboard(
     device: str = 'auto',  # where the model runs
     pred_schema: str | None = None,  # label schema of the predictions; None: what the files say
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Dashboard:
     "Review a cohort: in a notebook, the last expression of a cell."
-    return Dashboard(Cohort(data, pred, pred_schema, ref_schema), checkpoint, output_dir, device)
+    return Dashboard(Cohort(data, pred, pred_schema, ref_schema, channels), checkpoint, output_dir, device)

@@ -35,12 +35,12 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
 from .augment import Augment, augmentation, monai_to_model_space
-from .cases import read_case
+from .cases import check_cases, read_case, refuse_broken
 from .config import Settings
 from .core import InputError, Label
 from .download import download
 from .files import as_path
-from .layouts import Study, find_cases
+from .layouts import Cohort, Study, find_cases
 from .nifti import header_geometry, read_header
 from .processes import free_memory
 from .split import Split, load_split, make_split, save_split, study_files
@@ -59,6 +59,8 @@ class Data(Settings, section='data'):
     root: str = 'data/Task01_BrainTumour'  # folder with the cohort, in any layout that the reader knows
     download: bool = False  # fetch the Decathlon's Task01_BrainTumour (7.1 GB) when `root` is absent
     schema: str | None = None  # label schema of the files; None: what their layout implies
+    channels: str | None = None  # the order of the channels of 4-D files, such as FLAIR,T1w,T1gd,T2w; None: as the files or dataset.json say
+    leave_out_broken: bool = False  # train without the cases that cannot be read, each named; else they are an error
     cache_dir: str | None = None  # for the split file and cached cases; None: `.neuroseg3d` within `root`
     n_folds: int = 5  # patients are dealt to so many folds; 1 holds nobody out: every case trains and validates
     fold: int = 0  # the fold that is held out for validation, from 0
@@ -543,9 +545,12 @@ class SegmentationData(pl.LightningDataModule):
         space: Space = Space(),  # model space
         augment: Augment = Augment(),  # how patches are varied
         progress: bool = True,  # show bars
+        say: Callable[[str], None] | None = None,  # gets what was found in the cohort
     ):
         super().__init__()
-        self.data, self.space, self.augment, self.progress = data, space, augment, progress
+        self.data, self.space, self.augment, self.progress, self.say = data, space, augment, progress, say
+        self.found: list[Study] | None = None
+        self.left_out: dict[str, str] = {}
         self.start_step, self.end_step = 0, 1  # the steps of the next training loader
         self.plan: MachinePlan | None = None
         self.split: Split | None = None
@@ -565,10 +570,24 @@ class SegmentationData(pl.LightningDataModule):
         if not Path(self.data.root).is_dir():
             raise InputError(f'data.root: {self.data.root} does not exist; name the folder with the cohort, or set '
                              'data.download to true to fetch the Decathlon\'s Task01_BrainTumour (7.1 GB)')
-        found = [s for s in find_cases(self.data.root, schema=self.data.schema) if s.label is not None]
+        if self.found is None:
+            cohort = find_cases(self.data.root, schema=self.data.schema, channels=self.data.channels)
+            self.found, self.left_out = self._readable(cohort)
+            for line in [*cohort.lines(), *(f'left out: {case}: {error}' for case, error in self.left_out.items())] if self.say else ():
+                self.say(line)
+        return self.found
+
+    def _readable(self, cohort: Cohort) -> tuple[list[Study], dict[str, str]]:
+        "The labelled cases that can be read, and what is wrong with the others: an error, unless they are to be left out."
+        failed = check_cases(cohort.labelled, self.data.schema) if cohort.labelled else {}
+        failed |= {s.id: s.problem for s in cohort if s.problem}  # whether it has a label may not be known
+        if not self.data.leave_out_broken:
+            refuse_broken(failed, 'Mend them, or train without them: --data.leave_out_broken true')
+        found = [s for s in cohort.labelled if s.id not in failed]
         if not found:
-            raise InputError(f'data.root: no case in {self.data.root} has a label map, expected some to train on')
-        return found
+            raise InputError(f'data.root: no case in {self.data.root} has a label map, expected some to train on'
+                             + (f'; {len(failed)} cannot be read: {next(iter(failed.values()))}' if failed else ''))
+        return found, failed
 
     def case_mb(
         self,

@@ -233,7 +233,7 @@ def _load(source: Study | Case) -> tuple[Case, list[str]]:
         try:
             case, remarks = read_case(source), []
         except InputError as error:
-            if source.label is None:
+            if not source.is_labelled:
                 raise
             case, remarks = read_case(source, with_label=False), [f'label not read: {error}']
     return case, remarks + [str(w.message) for w in caught]
@@ -401,11 +401,12 @@ def write_eda(
     output_dir: str | Path,  # gets index.html, fingerprint.json, cases.csv and the figures; made if absent
     report: Callable[[str], None] | None = None,  # gets one line a case
     schema: str | None = None,  # label schema of all cases; None: what files or layout say
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Path:  # the page
     "Describe a cohort and write down what was found."
-    studies, results = find_cases(folder, split='all', schema=schema), Results(output_dir, 'eda')
+    cohort, results = find_cases(folder, split='all', schema=schema, channels=channels, say=report), Results(output_dir, 'eda')
     results.check(['index.html', 'fingerprint.json', 'cases.csv', 'intensities.png', 'volumes.png', 'contrast.png'])
-    found = fingerprint(studies, report)
+    found = {**fingerprint(cohort, report), 'found': cohort.lines()}
     rows = [_flat(r) for r in found['cases']]
     figures = {'intensities': show_intensities(found), 'volumes': show_volumes(found)} if rows else {}
     if found['summary']['labelled']:

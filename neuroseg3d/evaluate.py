@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .cases import check_case, read_case
-from .core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
+from .core import LABEL_NAMES, MODALITIES, REGIONS, Geometry, InputError, Label
 from .failures import check_some_worked, failing_alone
 from .folders import Results
 from .grids import fit_grid, on_grid
-from .layouts import Study, file_role, find_cases, find_study
+from .layouts import Study, dataset_schema, file_role, find_cases, find_study
 from .manifest import read_entries
 from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
-from .nifti import check_label, is_nifti, read_label, stem
+from .names import read_name
+from .nifti import check_label, is_nifti, read_header, read_label, stem, stored_schema
 from .schemas import get_schema
 from .split import Split, file_digest, load_split
 
@@ -41,38 +42,65 @@ class LabelFile:
     path: Path
     schema: str | None = None  # what its layout implies
     study: Study | None = None  # the images that it belongs to, where its layout tells
+    problem: str | None = None  # why it cannot be read
 
 
 def case_name(
     path: Path,  # of a label map
 ) -> str:
     "The case that a label map belongs to, by its file name."
+    name = read_name(stem(path))
+    if name.role == 'label' and name.case:
+        return name.case
     return re.sub(r'[_\-.](seg|label|labels|pred|prediction)$', '', stem(path), flags=re.IGNORECASE)
 
 
 def find_labels(
     source: str | Path,  # a label map, a flat folder of them, or a cohort in any layout
+    channels: str | None = None,  # the order of the channels of its 4-D files, as for `find_cases`
+    say: Callable[[str], None] | None = None,  # gets what was found
 ) -> dict[str, LabelFile]:  # by case
-    "Every label map that a source holds."
+    "Every label map that a source holds; two of one case are an error that names both."
     source = Path(source)
     if source.is_file():
         return {case_name(source): LabelFile(source, _schema_beside(source))}
     if not source.is_dir():
         raise InputError(f'{source}: no such file or folder')
     flat = sorted(p for p in source.iterdir() if is_nifti(p))
-    if flat and not any(file_role(p) in ('FLAIR', 'T1w', 'T1gd', 'T2w') for p in flat):
-        schema = _schema_beside(flat[0]) if source.name.startswith('labelsT') else None
-        return {case_name(p): LabelFile(p, schema) for p in flat}
-    labels = {s.id: LabelFile(s.label, s.schema, s) for s in find_cases(source, split='all') if s.label}
+    if flat and (_is_label(flat[0]) or not any(file_role(p) in MODALITIES for p in flat)):
+        if say:
+            say(f'found {len(flat)} label map(s) in {source}')
+        return _by_case(flat, _schema_beside(flat[0]) if source.name.startswith('labelsT') else None)
+    cohort = find_cases(source, split='all', channels=channels, say=say)
+    labels = {s.id: LabelFile(s.label or next(iter(s.images.values())), s.schema, s, s.label_problem) for s in cohort.labelled}
     if not labels:
         raise InputError(f'{source}: found cases, but none of them has a label map')
     return labels
 
 
+def _is_label(path: Path) -> bool:
+    "Whether a file says itself that it is a label map: its name may be that of a visit called T2."
+    try:
+        return stored_schema(read_header(path)) is not None
+    except InputError:
+        return False
+
+
+def _by_case(files: Iterable[Path], schema: str | None) -> dict[str, LabelFile]:
+    "Label maps by the case that their names tell."
+    found: dict[str, LabelFile] = {}
+    for path in files:
+        case = case_name(path) if not _is_label(path) or re.search(r'[_\-.](seg|labels?|pred|prediction)$', stem(path), re.I) else stem(path)
+        if case in found:
+            raise InputError(f'{path}: a second label map for case {case}; the first is {found[case].path}')
+        found[case] = LabelFile(path, schema)
+    return found
+
+
 def _schema_beside(path: Path) -> str | None:
     "The schema that the layout around a label map implies."
     if path.parent.name.startswith('labelsT'):
-        return find_study(path).schema
+        return dataset_schema(path)
     try:
         study = find_study(path.parent)
     except InputError:  # no folder of a case
@@ -141,6 +169,8 @@ def studies_not_trained_on(
     data: str | Path,  # a cohort
     split: str | Path | None = None,  # the split file; None looks beside the checkpoint and in the cohort
     failures: dict[str, str] | None = None,  # gets case -> error of those that cannot be read; None: the first is raised
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
+    say: Callable[[str], None] | None = None,  # gets what was found
 ) -> list[Study]:  # with references
     "The labelled studies of a cohort that a model has not seen in training, each of which can be read as far as headers and schema tell."
     from neuroseg3d.infer import trained_on
@@ -148,10 +178,10 @@ def studies_not_trained_on(
     if hashes is None:
         raise InputError(f'{data}: cannot tell which of its cases {model.paths[0].name} was trained on; expected the split file '
                          'of its run (split.json), which --split names')
-    labelled = [s for s in find_cases(data) if s.label]
-    unseen = [s for s in labelled if not hashes & {file_digest(p) for p in dict.fromkeys(s.images.values())}]
+    labelled = find_cases(data, channels=channels, say=say).labelled
+    unseen = [s for s in labelled if not hashes & {file_digest(p) for p in dict.fromkeys(s.images.values()) if p.is_file()}]
     if not unseen:
-        others = len([s for s in find_cases(data, split='all') if s.label]) - len(labelled)
+        others = len(find_cases(data, split='all', channels=channels).labelled) - len(labelled)
         hint = f'; its {others} labelled test case(s) are used where their folder is named: {Path(data) / "imagesTs"}' if others else ''
         raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model{hint}')
     good, failed = [], {} if failures is None else failures
@@ -241,6 +271,8 @@ def check_pairs(
     failed: dict[str, str] = {}
     for case, ours, truth in pairs:
         with failing_alone(case, failed):
+            if truth.problem:
+                raise InputError(truth.problem)
             grids = (check_label(ours.path, pred_schema, ours.schema)[0], check_label(truth.path, ref_schema, truth.schema)[0])
             fit_grid(*grids, str(ours.path), str(truth.path))
             if over_brain:
@@ -268,11 +300,13 @@ def evaluate(
     allow_training: bool = False,  # score cases that the model was trained on as well
     over_brain: bool = False,  # confusion of labels over the brain too; reads the images that the references belong to
     allow_unpaired: bool = False,  # leave out predictions without a reference; the summary names them
-) -> tuple[list[dict], dict]:  # rows, summary
+    channels: str | None = None,  # the order of the channels of 4-D files of the cohort, as for `find_cases`
+    say: Callable[[str], None] | None = None,  # gets what was found
+) -> tuple[list[dict], dict]:  # rows, summary; its `failed` names the cases that could not be scored
     "Score predictions against references."
     for schema in filter(None, (pred_schema, ref_schema)):
         get_schema(schema)
-    predictions, references = find_labels(pred), find_labels(ref)
+    predictions, references = find_labels(pred), find_labels(ref, channels, say)
     pairs = pair_labels(predictions, references, allow_unpaired)
     if output_dir is not None:
         scores(output_dir).check(SCORES)

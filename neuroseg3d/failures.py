@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from .core import InputError
+from .core import InputError, SchemaNeeded
 
 # %% auto #0
 __all__ = ['DEBUG', 'said_of', 'failing_alone', 'check_some_worked']
@@ -43,6 +43,8 @@ def failing_alone(
     "What is raised within is the failure of one case. An interrupt by the user is none."
     try:
         yield
+    except SchemaNeeded:  # not a fault of the case: whoever asks has to name the schema of all
+        raise
     except Exception as error:
         if failures is None:
             raise

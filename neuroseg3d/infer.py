@@ -526,11 +526,12 @@ def tune_rules(
     if any(e['model'].get('calibration') for e in entries):
         raise InputError(f'{folder.parent / "manifest.json"}: the probabilities were calibrated; expected those of a model as it was '
                          'trained. Search the rules first, calibrate afterwards')  # thresholds would be applied to others
-    for study in find_cases(data, split='all', schema=schema):
+    studies = [s for s in find_cases(data, split='all', schema=schema).labelled if (folder / f'{s.id}.nii.gz').is_file()]
+    for study in studies:
         path = folder / f'{study.id}.nii.gz'
-        if study.label is None or not path.is_file():
-            continue
         with failing_alone(study.id, failures):
+            if study.label_problem:
+                raise InputError(study.label_problem)
             cases.append(_held(study, path, schema))
     check_some_worked(failures or {}, len(cases) + len(failures or {}))
     return search_rules(cases)
@@ -578,4 +579,3 @@ def _held(study: Study, path: Path, schema: str | None) -> Held:
     boxes = find_objects(((values >= 64).any(0) | (label > 0)).astype(np.uint8))  # all that any threshold can reach
     box = (slice(None), *(boxes[0] if boxes else ()))
     return Held(values[box].copy(), labels_to_regions(label)[box], grid.voxel_ml)
-

@@ -45,6 +45,8 @@ def check_file(
     path: Path,  # as a user gave it
 ) -> None:
     "Refuse what is no file or is not named as a NIfTI file."
+    if path.is_symlink() and not path.exists():
+        raise InputError(f'{path}: a link to {path.readlink()}, which is not there (a share that is not mounted, a file that was not fetched?)')
     if not path.is_file():
         raise InputError(f'{path}: no such file or folder')
     if not suffix_of(path):

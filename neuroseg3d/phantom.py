@@ -29,6 +29,7 @@ from tqdm import tqdm
 from .core import MODALITIES, Case, Geometry, InputError, Label
 from .files import as_path, filled, make_folder, sweep, write_json
 from .folders import Results
+from .nifti import store_facts
 from .records import read_json
 
 # %% auto #0
@@ -1041,6 +1042,8 @@ def _save(values: np.ndarray, geometry: Geometry, path: Path) -> None:
     image.header.set_xyzt_units('mm')
     image.set_qform(geometry.affine, code=1)
     image.set_sform(geometry.affine, code=1)
+    if values.ndim == 4:
+        store_facts(image.header, {'channels': list(MODALITIES)})  # the file says itself which channel is which
     with filled(path) as temporary:
         nib.save(image, temporary)
 

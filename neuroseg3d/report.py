@@ -285,9 +285,10 @@ def read_results(
     model: Model | None = None,  # the model that made them, to say how sure it is
     attribute: bool = True,  # with a model: also which sequence drove which region, 16 predictions a case
     failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Iterator[CaseResult]:
     "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
-    pairs, manifest = _paired(pred, data), read_manifest(pred)
+    pairs, manifest = _paired(pred, data, channels), read_manifest(pred)
     for study, file in pairs:  # nothing here holds on to a case while the next one is read
         if study.id in (failures or ()):
             continue
@@ -299,9 +300,11 @@ def read_results(
         del result
 
 
-def _paired(pred: str | Path, data: str | Path) -> list[tuple[Study, LabelFile]]:
+def _paired(
+    pred: str | Path, data: str | Path, channels: str | None = None, say: Callable[[str], None] | None = None,
+) -> list[tuple[Study, LabelFile]]:
     "Each prediction with the case that it is of."
-    predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all', allow_missing=True)}
+    predictions, studies = find_labels(pred), {s.id: s for s in find_cases(data, split='all', allow_missing=True, channels=channels, say=say)}
     orphans = sorted(set(predictions) - set(studies))
     if orphans:
         raise InputError(f'{data}: found no case for the prediction(s) {", ".join(orphans[:3])}; '
@@ -314,9 +317,11 @@ def check_results(
     data: str | Path,  # as for `read_results`
     pred_schema: str | None = None,  # as for `read_results`
     ref_schema: str | None = None,  # as for `read_results`
+    channels: str | None = None,  # as for `read_results`
+    say: Callable[[str], None] | None = None,  # gets what was found
 ) -> dict[str, str]:  # case -> error
     "What `read_results` cannot read is known before work on the first case: files, grids, label schemas. Where it is all of them, that is an error."
-    pairs, failed = _paired(pred, data), {}
+    pairs, failed = _paired(pred, data, channels, say), {}
     for study, file in pairs:
         with failing_alone(study.id, failed):
             grid = check_case(study, ref_schema, allow_missing=True)
@@ -392,9 +397,11 @@ def _cards(pred: str | Path, model: Model | None) -> ModelCard | None:
     return ModelCard.of_manifest(json.loads(entries.pop())) if len(entries) == 1 else None
 
 
-def _trained_on(pred: str | Path, data: str | Path, split: str | Path | None, model: Model | None) -> tuple[list[str], list[str]]:
+def _trained_on(
+    pred: str | Path, data: str | Path, split: str | Path | None, model: Model | None, channels: str | None, failed: Mapping[str, str],
+) -> tuple[list[str], list[str]]:
     "Cases that the model which predicted them was trained on, and those of which it is not known. Without a manifest, the model given."
-    studies = {s.id: s for s in find_cases(data, split='all', allow_missing=True)}
+    studies = {s.id: s for s in find_cases(data, split='all', allow_missing=True, channels=channels) if s.id not in failed}
     pairs = [(case, file, LabelFile(next(iter(studies[case].images.values())))) for case, file in find_labels(pred).items() if case in studies]
     known, places = (trained_on(model.descriptions), model.paths) if model else ((), ())
     return find_training_cases(pairs, read_manifest(pred), [split, data, *places], known)
@@ -437,22 +444,23 @@ def report_cohort(
     split: str | Path | None = None,  # split file of the model's run; None looks for it in the cohort
     allow_training: bool = False,  # report cases that the model was trained on as well
     attribute: bool = True,  # with a model: also which sequence drove which region
-    say: Callable[[str], None] | None = None,  # gets a line a case, when its page is written
+    say: Callable[[str], None] | None = None,  # gets what was found, and a line a case, when its page is written
     failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Path:  # `path`
     "Write the report of a folder of predictions."
     check_pages(path, sorted(find_labels(pred)))
     for folder in (pred, compare_with) if compare_with is not None else (pred,):
-        for case, error in check_results(folder, data, pred_schema, ref_schema).items():
+        for case, error in check_results(folder, data, pred_schema, ref_schema, channels, say if folder is pred else None).items():
             if failures is None:
                 raise InputError(f'{case}: {error}')
             failures[case] = error
-    seen, unknown = _trained_on(pred, data, split, model)
+    seen, unknown = _trained_on(pred, data, split, model, channels, failures or {})
     warned, other = _trained_warnings(seen, unknown, allow_training), None
     if compare_with is not None:
-        results = read_results(compare_with, data, pred_schema, ref_schema, failures=failures)
+        results = read_results(compare_with, data, pred_schema, ref_schema, failures=failures, channels=channels)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
-    results = read_results(pred, data, pred_schema, ref_schema, model, attribute, failures)
+    results = read_results(pred, data, pred_schema, ref_schema, model, attribute, failures, channels)
     return write_report(_told(results, len(find_labels(pred)), seen, say), path, title, made, card=_cards(pred, model), other=other, warnings=warned,
                         failures=failures)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .core import LABEL_NAMES, InputError, Label
+from .core import LABEL_NAMES, InputError, Label, SchemaNeeded
 from .records import read_json
 
 # %% auto #0
@@ -222,7 +222,7 @@ def settle_schema(
         implied = collection.schema
     shown = ', '.join(map(str, sorted(found)))
     if collection is not None and collection.schema is None:
-        raise InputError(f'{path}: labels of {collection.name} are not read without a schema: {collection.why}; {NAME_IT}')
+        raise SchemaNeeded(f'{path}: labels of {collection.name} are not read without a schema: {collection.why}; {NAME_IT}')
     if implied == 'brats2023' and 4 in found:
         _refuse_four(found, shown, collection, path)
     if collection is not None and collection.schema == implied and found - {0, *collection.ids}:
@@ -251,7 +251,7 @@ def _refuse_four(found: set[int], shown: str, collection: Collection | None, pat
         return
     fitting = [n for n in what if found <= set(SCHEMAS[n].values)]
     meant = ' or '.join(f'{what[n]} ({n})' for n in fitting)
-    raise InputError(f'{path}: ambiguous label schema: found ids {shown}{"" if 3 in found else " and no 3"} under names of BraTS 2023 on; '
+    raise SchemaNeeded(f'{path}: ambiguous label schema: found ids {shown}{"" if 3 in found else " and no 3"} under names of BraTS 2023 on; '
                      f'4 is {meant}; {NAME_IT}')
 
 
@@ -278,7 +278,7 @@ def infer_schema(
     if not fitting:
         raise InputError(f'{path}: unknown label values: found {shown}, expected those of '
                          + ' or '.join(f'{s.name} {s.values}' for s in SCHEMAS.values()) + f'; {NAME_IT}')
-    raise InputError(f'{path}: ambiguous label schema: ids {shown} fit {_listed(fitting)}; {NAME_IT}')
+    raise SchemaNeeded(f'{path}: ambiguous label schema: ids {shown} fit {_listed(fitting)}; {NAME_IT}')
 
 # %% ../nbs/00d_schemas.ipynb #6b6127d6
 _NAMED = ((None, r'background'), (_IGNORED_KEY, r'cavity|\brc\b'), ('edema', r'o?edema|snfh|flair|\bed\b'),

@@ -606,9 +606,10 @@ def open_data(
     config: Config,  # of the run
     start_step: int = 0,  # optimiser step that the run goes on at
     progress: bool = True,  # show bars while cases are cached
+    say: Callable[[str], None] | None = None,  # gets what was found in the cohort
 ) -> RunData:
     "The run's data, set up: folds dealt and checked, cases cached."
-    data = RunData(config.data, config.space, config.augment, progress)
+    data = RunData(config.data, config.space, config.augment, progress, say)
     data.start_step = start_step * config.trainer.accumulate
     data.end_step = config.trainer.max_steps * config.trainer.accumulate
     data.prepare_data()
@@ -739,7 +740,7 @@ def _fit(config: Config, ckpt_path: str | Path | None, resume: str, extend_to: i
     config = settled(config, start, extend_to)
     if start is None:
         _check_patch(config)
-    data = open_data(config, start.step if start else 0, progress=verbose)
+    data = open_data(config, start.step if start else 0, progress=verbose, say=say)
     config = replace(config, data=replace(config.data, batch_size=data.plan.batch_size))
     provenance = provenance_of(data)
     if start is not None:

@@ -242,6 +242,7 @@ def calibrate_model(
     say: Callable[[str], None] | None = None,  # gets a line a case
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
     failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Calibration:
     "Calibrate a model on the cases of a cohort that it was not trained on, and store that with it."
     paths = [find_model(p) for p in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
@@ -251,7 +252,7 @@ def calibrate_model(
     model = load_model(paths)
     if flips is not None:
         model = replace(model, windows=replace(model.windows, flips=tuple(flips)))
-    studies, cases = studies_not_trained_on(model, data, split, failures), []
+    studies, cases = studies_not_trained_on(model, data, split, failures, channels, say), []
     for number, study in enumerate(studies, 1):
         with failing_alone(study.id, failures):
             cases.append(validation_case(model, read_case(study, schema=ref_schema), device))

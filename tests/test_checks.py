@@ -63,28 +63,43 @@ def shorten(path: Path) -> None:
     nib.save(nib.load(path).slicer[:-1], path)
 
 
-@pytest.mark.parametrize('fault', ['schema', 'label', 'sequence', 'prediction', 'compared'])
-def test_report(cohort, monkeypatch, capsys, fault):
+def failed(capsys, *words: object) -> str:
+    "What a command says on stderr that does all cases but one."
+    assert main([str(w) for w in words]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith('neuroseg3d: failed: C: ') and line.count('\n') == 1, line
+    return line
+
+
+@pytest.mark.parametrize('fault', ['schema', 'compared'])
+def test_report_refuses_what_concerns_all(cohort, monkeypatch, capsys, fault):
     pred, options = cohort.parent / 'pred', []
     if fault == 'compared':
         (cohort.parent / 'other').mkdir()
         (pred / 'C.nii.gz').rename(cohort.parent / 'other' / 'C.nii.gz')
-        options = ['--compare', cohort.parent / 'other']
-    if fault != 'schema':
-        options += ['--ref_schema', 'msd']
-        shorten({'label': cohort / 'C' / 'C_seg.nii.gz', 'sequence': cohort / 'C' / 'C_t2.nii.gz', 'prediction': pred / 'C.nii.gz',
-                 'compared': cohort.parent / 'other' / 'C.nii.gz'}[fault])
+        shorten(cohort.parent / 'other' / 'C.nii.gz')
+        options = ['--compare', cohort.parent / 'other', '--ref_schema', 'msd']
     forbid(monkeypatch, cases, '_read_images')
     forbid(monkeypatch, report, 'read_case', 'score_case', 'write_case', 'assess_case')
     line = said(capsys, 'report', '--pred', pred, '--data', cohort, '--output_dir', cohort.parent / 'out', *options)
-    where = {'schema': AMBIGUOUS, 'label': 'C_seg.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)',
-             'sequence': 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)'}.get(
-        fault, 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in the scan of C')
-    assert where in line and not (cohort.parent / 'out').exists()
+    where = {'schema': AMBIGUOUS, 'compared': 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in the scan of C'}
+    assert where[fault] in line and not (cohort.parent / 'out').exists()
 
 
-@pytest.mark.parametrize('fault', ['schema', 'grid', 'compared', 'images'])
-def test_evaluate(cohort, monkeypatch, capsys, fault):
+@pytest.mark.parametrize('fault', ['label', 'sequence', 'prediction'])
+def test_report_leaves_out_what_is_broken(cohort, capsys, fault):
+    pred = cohort.parent / 'pred'
+    shorten({'label': cohort / 'C' / 'C_seg.nii.gz', 'sequence': cohort / 'C' / 'C_t2.nii.gz', 'prediction': pred / 'C.nii.gz'}[fault])
+    line = failed(capsys, 'report', '--pred', pred, '--data', cohort, '--output_dir', cohort.parent / 'out', '--ref_schema', 'msd')
+    where = {'label': 'C_seg.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)', 'sequence': 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)',
+             'prediction': 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in the scan of C'}
+    assert where[fault] in line
+    assert sorted(p.name for p in (cohort.parent / 'out' / 'cases').iterdir()) == ['A.html', 'B.html']
+    assert 'C is not in this report' in (cohort.parent / 'out' / 'index.html').read_text()
+
+
+def evaluate_with(cohort, fault) -> list:
+    "The words of a command, after damage."
     pred, options = cohort.parent / 'pred', [] if fault == 'schema' else ['--ref_schema', 'msd']
     if fault == 'compared':
         nib.save(nib.load(pred / 'C.nii.gz').slicer[:-1], cohort.parent / 'C.nii.gz')
@@ -94,17 +109,41 @@ def test_evaluate(cohort, monkeypatch, capsys, fault):
     if fault == 'images':
         shorten(cohort / 'C' / 'C_t1.nii.gz')
         options += ['--over_brain']
+    return ['evaluate', '--pred', pred, '--ref', cohort, '--output_dir', cohort.parent / 'out', *options]
+
+
+@pytest.mark.parametrize('fault', ['schema', 'compared'])
+def test_evaluate_refuses_what_concerns_all(cohort, monkeypatch, capsys, fault):
     forbid(monkeypatch, evaluate, 'score_case', 'read_label')
-    line = said(capsys, 'evaluate', '--pred', pred, '--ref', cohort, '--output_dir', cohort.parent / 'out', *options)
-    where = {'schema': AMBIGUOUS, 'images': 'C_t1.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)'}
-    assert where.get(fault, 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in') in line and not (cohort.parent / 'out').exists()
+    line = said(capsys, *evaluate_with(cohort, fault))
+    assert {'schema': AMBIGUOUS, 'compared': 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in'}[fault] in line
+    assert not (cohort.parent / 'out').exists()
 
 
-def test_explain(cohort, monkeypatch, capsys):
+@pytest.mark.parametrize('fault', ['grid', 'images'])
+@pytest.mark.contract('refused', 'labels', 'a prediction or a reference of a cohort that cannot be scored', 'that case fails and is named in summary.json; the others are scored, exit code 1')
+def test_evaluate_leaves_out_what_is_broken(cohort, capsys, fault):
+    line = failed(capsys, *evaluate_with(cohort, fault))
+    where = {'images': 'C_t1.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)', 'grid': 'C.nii.gz: found shape (25, 31, 23), expected (26, 31, 23) as in'}
+    summary = json.loads((cohort.parent / 'out' / 'summary.json').read_text())
+    assert where[fault] in line and list(summary['failed']) == ['C'] and summary['WT']['n'] == 2
+    assert summary['references_without_prediction'] == []
+
+
+def test_explain_goes_on_after_a_case_that_fails(cohort, monkeypatch, capsys):
     shorten(cohort / 'C' / 'C_t2.nii.gz')
-    forbid(monkeypatch, xai, 'explain_file')
-    line = said(capsys, 'explain', '--input_image', cohort, '--output_dir', cohort.parent / 'out')
-    assert 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)' in line
+
+    def explain(model, study, *_):
+        if study.id == 'A':
+            raise InputError('A: the model finds no ET, expected some to explain')
+        path = cohort.parent / 'B_ET.json'
+        path.write_text('{"methods": {}}')
+        return path
+    monkeypatch.setattr(xai, 'explain_file', explain)
+    assert main(['explain', '--input_image', str(cohort), '--output_dir', str(cohort.parent / 'out'), '--region', 'ET', '--device', 'cpu']) == 1
+    told = capsys.readouterr()
+    assert 'failed: C: ' in told.err and 'C_t2.nii.gz: found shape (25, 31, 23), expected (26, 31, 23)' in told.err
+    assert 'failed: A: A: the model finds no ET' in told.err and str(cohort.parent / 'B_ET.json') in told.out
 
 
 def test_calibrate(cohort):
