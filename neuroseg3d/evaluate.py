@@ -317,10 +317,8 @@ def evaluate(
     for number, (case, ours, truth) in enumerate(pairs, 1):
         if case not in failed:
             with failing_alone(case, failed):
-                pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
-                found = _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
-                rows += score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
-                counts[case] = found
+                own, counts[case] = _score_pair(case, ours, truth, pred_schema, ref_schema, empty, over_brain)
+                rows += own
         if report:
             report(f'[{number}/{len(pairs)}] {case}' + (f': FAILED: {failed[case]}' if case in failed else ''))
     check_some_worked(failed, len(pairs))
@@ -329,6 +327,15 @@ def evaluate(
     if output_dir is not None:
         write_metrics(rows, summary, output_dir, counts)
     return rows, summary
+
+
+def _score_pair(
+    case: str, ours: LabelFile, truth: LabelFile, pred_schema: str | None, ref_schema: str | None, empty: str, over_brain: bool,
+) -> tuple[list[dict], dict[str, np.ndarray]]:
+    "Rows and confusion of a pair."
+    pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
+    rows = score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
+    return rows, _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
 
 
 def _left_out(predictions: Mapping, references: Mapping, pairs: Sequence) -> dict[str, list[str]]:
