@@ -27,7 +27,7 @@ from .brain import find_shift, most
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
 from .core import REGIONS, REGION_NAMES, Case, labels_to_regions
-from .evaluate import find_split
+from .guard import find_split
 from .diameters import Diameters, draw_diameters, lesion_diameters, sum_of_products_mm2
 from .figures import show_confusion, show_lesions
 from .files import as_path

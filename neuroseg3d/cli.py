@@ -254,7 +254,7 @@ def _postprocess(args, overrides) -> int:
     if args.ckpt_path:
         check_makers(args.pred, args.ckpt_path)
     failures: dict[str, str] = {}
-    rules, before, after = tune_rules(args.pred, args.data, args.ref_schema, failures)
+    rules, before, after = tune_rules(args.pred, args.data, args.ref_schema, failures, args.split, args.allow_training)
     print(f'{rules}\nmean Dice {before:.4f} -> {after:.4f}')
     for path in args.ckpt_path or ():
         print(f'stored in {store_rules(path, rules)}')
@@ -509,6 +509,8 @@ def _add_model_commands(commands) -> None:
     tune.add_argument('--pred', required=True, help='folder that `infer --save_probabilities` wrote, of cases held out')
     tune.add_argument('--data', required=True, help='the cohort with its references')
     tune.add_argument('--ref_schema', help='label schema of the references (default: what the layout says)')
+    tune.add_argument('--split', help="split file of the model's run (default: looked for beside the predictions and in the cohort)")
+    tune.add_argument('--allow_training', action='store_true', help='search on cases that the model was trained on as well')
     tune.add_argument('--ckpt_path', nargs='*', help='checkpoints to store the rules in; `infer` then follows them')
 
 

@@ -15,13 +15,15 @@ from .cases import refuse_broken
 from .checkpoint import ENSEMBLE, check_ensemble, description, load_model, write_ensemble
 from .config import build, to_dict
 from .core import REGIONS, InputError
+from .data import SegmentationData
 from .evaluate import evaluate, summary_table
+from .guard import Trained, identity_of, training_exams
 from .infer import infer_cohort, tune_rules
 from .layouts import Study, find_cases
 from .postprocess import Postprocess
 from .processes import gather, is_first_process, joined
 from .resume import check_same_run, resume_point
-from .split import Split, load_split
+from .split import Split, file_digest, load_split, study_files
 from .train import Config, fit, settled, why_finished
 from .viz import PALETTE, Picture, chart
 
@@ -58,10 +60,16 @@ def train_folds(
     verbose: bool = True,  # say which fold is at work
 ) -> list[Path]:  # the best checkpoint of each
     "Train a network for each fold, going on where an earlier call ended."
-    n = config.data.n_folds
+    n, split = config.data.n_folds, None
+    if n >= 2 and (folds is None or folds and 0 <= min(folds) <= max(folds) < n):  # then the cohort has its say
+        split = SegmentationData(replace(config.data, fold=0), config.space, progress=verbose).deal()
+        n = split.n_folds
     folds = list(range(n)) if folds is None else sorted(set(folds))
     if n < 2 or not folds or not 0 <= folds[0] <= folds[-1] < n:
-        raise InputError(f'folds: found {folds} of data.n_folds {n}, expected some of 0 to {n - 1}, and two folds at least')
+        why = split.shortage if split and split.shortage else f'data.n_folds is {n}'
+        raise InputError(f'folds: found {folds}; {why}, expected some of 0 to {n - 1}, and two folds at least')
+    if split and split.shortage and verbose and is_first_process():
+        print(split.shortage, flush=True)
     best = []
     for fold in folds:
         own, speaks = fold_config(config, fold), verbose and is_first_process()
@@ -159,10 +167,14 @@ def new_studies(
     channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
     say: Callable[[str], None] | None = None,  # gets what was found
 ) -> list[Study]:
-    "The labelled cases of a cohort that are not in the split."
+    "The labelled cases of a cohort that no network was trained on, by what they are; where the split only knows files, by name too."
+    trained = Trained()
+    for fold in range(split.n_folds):
+        trained.add(training_exams(split, fold))
     found = find_cases(data, split='all', channels=channels, say=say).labelled
     refuse_broken({s.id: s.problem or s.label_problem for s in found if s.problem or s.label_problem}, 'Mend them, or name a folder without them')
-    new = [s for s in found if s.id not in split.cases]
+    new = [s for s in found if not (s.id in split.cases and not trained.knows_exams)
+           and not trained.recognise([file_digest(p) for p in study_files(s).values()], lambda s=s: identity_of(s))]
     if not new:
         raise InputError(f'{data}: found {len(found)} case(s) with a reference, none that the ensemble was not trained on')
     return new
@@ -188,7 +200,7 @@ def score_ensemble(
         if place.rank == 0:
             rows, summaries['out_of_fold'] = evaluate(run_dir / 'out_of_fold', data, run_dir / 'out_of_fold_scores', split=places)
             report(f'\n{fold_table(rows, folds.split)}\n\n{summary_table(summaries["out_of_fold"])}\n')
-            rules = _search(run_dir / 'out_of_fold', data, report) if postprocess else None
+            rules = _search(run_dir / 'out_of_fold', data, places, report) if postprocess else None
             path = write_ensemble(run_dir / ENSEMBLE, folds.checkpoints, to_dict(rules) if rules else None)
             report(f'{path}: {len(folds.checkpoints)} networks')
         if new:
@@ -202,8 +214,8 @@ def score_ensemble(
     return summaries
 
 
-def _search(predictions: Path, data: str | Path, report: Callable[[str], None]) -> Postprocess:
+def _search(predictions: Path, data: str | Path, split: Path, report: Callable[[str], None]) -> Postprocess:
     "Rules for the ensemble, from out-of-fold probabilities."
-    rules, before, after = tune_rules(predictions / 'probabilities', data)
+    rules, before, after = tune_rules(predictions / 'probabilities', data, split=split)
     report(f'{rules}\nmean Dice out of fold {before:.4f} -> {after:.4f}')
     return rules

@@ -30,11 +30,12 @@ from .casepage import CaseResult, ModelCard, write_case
 from .cases import read_case
 from .checkpoint import Model, load_model
 from .core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
-from .evaluate import LabelFile, find_labels, find_training_cases, read_manifest
+from .evaluate import find_labels, read_manifest
 from .files import as_path
 from .folders import Results
+from .guard import find_training_cases
 from .grids import on_grid
-from .infer import Prediction, predict_case, read_probabilities, trained_on
+from .infer import Prediction, predict_case, read_probabilities
 from .layouts import find_cases
 from .metrics import overlap, score_case
 from .models import resolve_model
@@ -451,12 +452,11 @@ class Cohort:
 
     def remark(self, name: str, model: Model | None = None) -> str:
         "Whether the case was trained on by the model given, or by the one that the manifest beside the predictions names."
-        image = LabelFile(next(iter(self.studies[name].images.values())))
-        known, places = (trained_on(model.descriptions), model.paths) if model else ((), ())
-        seen, unknown = find_training_cases([(name, image, image)], {} if model else self.manifest, [self.data, *places], known)
-        if seen:
+        known, places = (model.descriptions, model.paths) if model else ((), ())
+        seen = find_training_cases({name: self.studies[name]}, {} if model else self.manifest, [self.data, *places], known)
+        if seen.cases:
             return 'The model was trained on this case: its Dice says nothing about new patients.'
-        return 'Not known whether the model was trained on this case.' if unknown else ''
+        return 'Not known whether the model was trained on this case.' if seen.unknown else ' '.join(seen.remarks())
 
     def _stored_entropy(self, name: str, case: Case) -> np.ndarray | None:
         "Entropy of the probabilities that `infer --save_probabilities` wrote beside the label maps, where it did."

@@ -16,9 +16,9 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,7 @@ from .files import as_path
 from .layouts import Cohort, Study, find_cases
 from .nifti import header_geometry, read_header
 from .processes import free_memory
-from .split import Split, load_split, make_split, save_split, study_files
+from .split import Split, file_digest, load_split, make_split, save_split, study_files
 from .tensors import check_tensors, write_tensors
 from .transforms import Record, Space, one_thread
 
@@ -261,6 +261,7 @@ class StoredCase:
 class Prepare(Transform):
     "From a study on disk to a case in model space."
     space: Space = Space()  # model space
+    digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # case id -> role -> SHA-256 of its files, where known
 
     def __call__(
         self,
@@ -277,8 +278,8 @@ class Prepare(Transform):
         self,
         study: Study,  # that is to be cached
     ) -> str:  # hex
-        "What the cached case depends on: files, their size and time, the space, the schema, the format."
-        files = {r: [str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for r, p in study_files(study).items()}
+        "What the cached case depends on: what its files hold, the space, the schema, the format."
+        files = dict(self.digests.get(study.id) or {r: file_digest(p) for r, p in study_files(study).items()})
         facts = [_CACHE_FORMAT, study.id, study.schema, asdict(self.space), files]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -337,12 +338,14 @@ def cached_cases(
     cache_dir: str | Path,  # for those on disk
     threads: int = 1,  # cases in work at a time
     progress: bool = True,  # show a bar
+    split: Split | None = None,  # that was checked against the studies: it knows what their files hold; None reads them
 ) -> Dataset:  # of MemoryCase or StoredCase
     "Every study of a list as a case in model space, prepared once."
     if cache == 'ram':
         return CacheDataset(list(studies), Prepare(space), num_workers=threads, progress=progress and sys.stderr.isatty(),
                             copy_cache=False, as_contiguous=False)
-    cases = DiskCases(studies, Prepare(space), cache_dir)
+    digests = {i: {r: f['sha256'] for r, f in c['files'].items()} for i, c in split.cases.items()} if split else {}
+    cases = DiskCases(studies, Prepare(space, digests), cache_dir)
     cases.fill(threads, progress)
     return cases
 
@@ -599,8 +602,8 @@ class SegmentationData(pl.LightningDataModule):
         field_mm3 = float(np.prod(grid.shape)) * grid.voxel_ml * 1000
         return 0.4 * 17 * field_mm3 / float(np.prod(self.space.spacing_mm)) / 1e6
 
-    def prepare_data(self) -> None:
-        "Once a machine: download, folds, cache on disk."
+    def deal(self) -> Split:
+        "The folds of the cohort: dealt once, and checked against its files ever after."
         if self.data.download and not Path(self.data.root).is_dir():
             download(self.data.root, progress=self.progress)
         studies = self.studies()
@@ -610,10 +613,22 @@ class SegmentationData(pl.LightningDataModule):
             raise InputError(f'data.cache_dir: {self.cache_dir} cannot be made ({error.strerror}); name another') from None
         with FileLock(self.cache_dir / '.lock'):  # the second of two processes finds everything done
             if not self.split_path.exists():
-                save_split(make_split(studies, self.data.n_folds, self.data.seed), self.split_path)
-            plan = self._plan(studies)
-            if plan.cache == 'disk':
-                cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress)
+                save_split(make_split(studies, self.data.n_folds, self.data.seed, self.progress and sys.stderr.isatty()), self.split_path)
+            stored = load_split(self.split_path)
+            split = load_split(self.split_path, studies)
+            if split != stored:  # files were touched or moved, and are what they were
+                save_split(split, self.split_path)
+        if self.data.fold >= split.n_folds:
+            raise InputError(f'data.fold: found {self.data.fold}; {split.shortage}, expected 0 to {split.n_folds - 1}')
+        return split
+
+    def prepare_data(self) -> None:
+        "Once a machine: download, folds, cache on disk."
+        split, studies = self.deal(), self.studies()
+        plan = self._plan(studies)
+        if plan.cache == 'disk':
+            with FileLock(self.cache_dir / '.lock'):
+                cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress, split)
 
     def _plan(self, studies: list[Study]) -> MachinePlan:
         return plan_machine(self.data, len(studies), self.case_mb(studies[0]), look_at_machine(self.cache_dir))
@@ -623,12 +638,10 @@ class SegmentationData(pl.LightningDataModule):
         if self.split is not None:
             return
         studies = self.studies()
-        if not self.split_path.exists():
-            self.prepare_data()
-        split, self.plan = load_split(self.split_path, studies), self._plan(studies)
+        split, self.plan = self.deal(), self._plan(studies)
         by_id = {s.id: s for s in studies}
         keep = partial(cached_cases, space=self.space, cache=self.plan.cache, cache_dir=self.cache_dir,
-                       threads=self.plan.at_once, progress=self.progress)
+                       threads=self.plan.at_once, progress=self.progress, split=split)
         self.train_cases = keep([by_id[i] for i in split.train(self.data.fold)])
         self.val_cases = keep([by_id[i] for i in split.val(self.data.fold)])
         self.split = split

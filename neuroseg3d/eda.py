@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy import ndimage
 
 from .cases import read_case
 from .core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
 from .folders import Results
+from .identity import SAME_EXAM, Identity, identify, likeness, patient_of
 from .layouts import Study, find_cases
-from .viz import PALETTE, Picture, chart, make_view, page_head, page_tail, to_ras
+from .viz import PALETTE, Picture, chart, make_view, page_head, page_tail
 
 # %% auto #0
-__all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'describe_case', 'patient_id', 'content_hash', 'thumbnail',
-           'find_duplicates', 'features', 'find_outliers', 'fingerprint', 'summarise_cohort', 'show_intensities',
-           'show_volumes', 'show_contrast', 'write_eda']
+__all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'describe_case', 'content_hash', 'find_duplicates',
+           'features', 'find_outliers', 'fingerprint', 'summarise_cohort', 'show_intensities', 'show_volumes',
+           'show_contrast', 'write_eda']
 
 # %% ../nbs/04_eda.ipynb #f8f484b1
 #: Percentiles of the intensities that a fingerprint keeps.
@@ -65,17 +64,18 @@ def describe_contrast(
 
 def describe_case(
     case: Case,  # on its native grid
+    identity: Identity | None = None,  # of it, where it is known
 ) -> dict:  # plain values, fit for JSON
     "What is known of a case without looking at it."
     grid, brain = case.geometry, case.brain
     box = make_view(case, margin_mm=0).geometry
     record = {
-        'case': case.id, 'patient': patient_id(case.id), 'shape': list(grid.shape),
+        'case': case.id, 'patient': patient_of(case.id), 'shape': list(grid.shape),
         'spacing_mm': [round(s, 4) for s in grid.spacing_mm], 'orientation': grid.orientation,
         'brain_ml': float(brain.sum() * grid.voxel_ml),
         'brain_box_mm': [float(n * s) for n, s in zip(box.shape, box.spacing_mm)],
         'intensity': {m: describe_intensity(v) for m, v in zip(case.modalities, case.image)},
-        'schema': case.schema, 'labels': None, 'regions_ml': None, 'contrast': None, 'hash': content_hash(case),
+        'schema': case.schema, 'labels': None, 'regions_ml': None, 'contrast': None, 'hash': content_hash(identity or identify(case)),
     }
     if case.label is not None:
         counts = np.bincount(case.label.ravel(), minlength=len(LABEL_NAMES))
@@ -85,87 +85,38 @@ def describe_case(
     return record
 
 # %% ../nbs/04_eda.ipynb #7f8f0cd8
-_PATIENTS = (r'(BraTS-[A-Za-z]+-\d+)-\d+', r'(TCGA-\w{2}-\w{4})\b.*', r'(UCSF-PDGM-\d+)_FU.*', r'(UPENN-GBM-\d+)_\d+')
-
-
-def patient_id(
-    case_id: str,  # such as BraTS-GLI-00005-001
-) -> str:  # the case itself where its name follows no known convention
-    "The patient that a case is of, by the naming of BraTS 2023, TCGA, UCSF-PDGM and UPENN-GBM."
-    for pattern in _PATIENTS:
-        found = re.fullmatch(pattern, case_id)
-        if found:
-            return found.group(1)
-    return case_id
-
-
 def content_hash(
-    case: Case,  # on its native grid
+    identity: Identity,  # of a case
 ) -> str:  # 16 hexadecimal digits
-    "A hash of the voxels in RAS order: equal for equal images, whatever the files are called or how they are stored."
-    digest = hashlib.sha256()
-    for channel in case.image:
-        turned, _ = to_ras(channel, case.geometry)
-        digest.update(np.ascontiguousarray(turned, dtype='<f4').tobytes())
-    return digest.hexdigest()[:16]
-
-# %% ../nbs/04_eda.ipynb #98e44ea1
-def _blocks(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    "Mean over blocks of voxels."
-    padded = np.pad(volume, [(0, -n % f) for n, f in zip(volume.shape, factors)]).astype(np.float32)
-    (a, b, c), (f, g, h) = padded.shape, factors
-    return padded.reshape(a // f, f, b // g, g, c // h, h).mean(axis=(1, 3, 5))
-
-
-def _places(brain: np.ndarray, points: int) -> np.ndarray:
-    "Voxel coordinates (3, points, points, points) spread over 1.9 standard deviations of a brain around its centroid."
-    weights, axes = brain / brain.sum(), []
-    for axis in range(3):
-        profile, i = weights.sum(axis=tuple(a for a in range(3) if a != axis)), np.arange(brain.shape[axis])
-        middle = (profile * i).sum()
-        axes.append(middle + np.sqrt((profile * (i - middle) ** 2).sum()) * np.linspace(-1.9, 1.9, points))
-    return np.stack(np.meshgrid(*axes, indexing='ij'))
-
-
-def thumbnail(
-    case: Case,  # on its native grid
-    points: int = 14,  # samples along each axis of the brain
-    blur_mm: float = 6.0,  # standard deviation of the blur
-) -> np.ndarray:  # float32 (4 * points**3,)
-    "A head at low resolution, in its own proportions: much the same after resampling, rescaling or reorientation."
-    view, out = make_view(case, margin_mm=0), []
-    factors = np.maximum(1, np.round(3 / np.array(view.geometry.spacing_mm)).astype(int))
-    places = _places(_blocks(view.turn(case.brain), factors), points)
-    for channel in case.image:
-        volume = view.turn(channel)
-        inside = volume[volume != 0]
-        middle, spread = (inside.mean(), max(inside.std(), 1e-6)) if inside.size else (0, 1)
-        score = _blocks(np.where(volume != 0, np.clip((volume - middle) / spread, -3, 3), 0), factors)
-        smooth = ndimage.gaussian_filter(score, blur_mm / (factors * view.geometry.spacing_mm))
-        out.append(ndimage.map_coordinates(smooth, places, order=1).ravel())
-    return np.concatenate(out).astype(np.float32)
+    "One hash for the voxels of all sequences: equal for equal images, whatever the files are called or how they are stored."
+    return hashlib.sha256(json.dumps(sorted(identity.images.items())).encode()).hexdigest()[:16]
 
 # %% ../nbs/04_eda.ipynb #add197e2
+_PERHAPS = 0.7  # likeness from which two cases are worth a look
+
+
 def find_duplicates(
     records: list[dict],  # of `describe_case`
-    thumbnails: list[np.ndarray],  # of the same cases
-    threshold: float = 0.9,  # correlation from which two heads count as one
-) -> list[dict]:  # cases, kind, correlation, reason
+    exams: list[Identity],  # of the same cases
+) -> list[dict]:  # cases, kind, likeness, reason
     "Pairs of cases that are the same image, the same head, or of the same patient."
-    alike = np.atleast_2d(np.corrcoef(thumbnails)) if len(records) > 1 else np.ones((1, 1))
-    found = []
+    alike, found = likeness(exams, exams), []
     for j, b in enumerate(records):
         for i, a in enumerate(records[:j]):
-            r = float(alike[i, j])
+            r, shared = float(alike[i, j]), sorted(k for k, v in exams[i].voxels.items() if exams[j].voxels.get(k) == v)
             if a['hash'] == b['hash']:
                 kind, reason = 'identical', 'identical voxels'
-            elif r > threshold:
-                kind, reason = 'similar', f'the same head: low-resolution images correlate by {r:.2f}'
+            elif shared:
+                kind, reason = 'identical', f'identical voxels of {", ".join(shared)}'
+            elif r >= SAME_EXAM:
+                kind, reason = 'similar', f'the same head: likeness {r:.2f}'
             elif a['patient'] == b['patient']:
                 kind, reason = 'patient', f'two scans of patient {a["patient"]}: keep them in one fold'
+            elif r >= _PERHAPS:
+                kind, reason = 'perhaps', f'perhaps one patient at two dates: likeness {r:.2f}; have a look'
             else:
                 continue
-            found.append({'cases': [a['case'], b['case']], 'kind': kind, 'correlation': round(r, 4), 'reason': reason})
+            found.append({'cases': [a['case'], b['case']], 'kind': kind, 'likeness': round(r, 4), 'reason': reason})
     return found
 
 # %% ../nbs/04_eda.ipynb #8ecd4419
@@ -244,19 +195,20 @@ def fingerprint(
     report: Callable[[str], None] | None = None,  # gets one line a case
 ) -> dict:  # n, failed, summary, outliers, duplicates, cases; fit for JSON
     "What a cohort holds, what stands out in it, and what is there twice."
-    records, thumbnails, failed = [], [], {}
+    records, exams, failed = [], [], {}
     for number, study in enumerate(studies, 1):
         remarks = []
         try:
             case, remarks = _load(study)
-            records.append({**describe_case(case), 'layout': getattr(study, 'layout', None), 'remarks': remarks})
-            thumbnails.append(thumbnail(case))
+            identity = identify(case)
+            records.append({**describe_case(case, identity), 'layout': getattr(study, 'layout', None), 'remarks': remarks})
+            exams.append(identity)
         except Exception as error:  # whatever is wrong with one case, the cohort is described
             failed[study.id] = str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'
         if report:
             report(': '.join([f'[{number}] {study.id}', *([failed[study.id]] if study.id in failed else remarks)]))
     return {'n': len(records), 'failed': failed, 'summary': summarise_cohort(records), 'outliers': find_outliers(records),
-            'duplicates': find_duplicates(records, thumbnails), 'cases': records}
+            'duplicates': find_duplicates(records, exams), 'cases': records}
 
 
 def _spread(values: Iterable[float]) -> dict[str, float] | None:

@@ -5,12 +5,10 @@
 # %% ../nbs/11a_evaluate.ipynb #409741ba
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from .cases import check_case, read_case
 from .core import LABEL_NAMES, MODALITIES, REGIONS, Geometry, InputError, Label
 from .failures import check_some_worked, failing_alone
 from .folders import Results
+from .guard import check_not_trained_on, find_training_cases
 from .grids import fit_grid, on_grid
 from .layouts import Study, dataset_schema, file_role, find_cases, find_study
 from .manifest import read_entries
@@ -25,15 +24,12 @@ from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case,
 from .names import read_name
 from .nifti import check_label, is_nifti, read_header, read_label, stem, stored_schema
 from .schemas import get_schema
-from .split import Split, file_digest, load_split
-
-if TYPE_CHECKING:
-    from neuroseg3d.checkpoint import Model
+from .split import load_split
 
 # %% auto #0
-__all__ = ['SCORES', 'LabelFile', 'case_name', 'find_labels', 'pair_labels', 'find_split', 'training_hashes',
-           'studies_not_trained_on', 'read_manifest', 'find_training_cases', 'evaluate_pair', 'check_pairs', 'evaluate',
-           'scores', 'write_metrics', 'confusion_rows', 'summary_table', 'compare', 'comparison_table']
+__all__ = ['SCORES', 'LabelFile', 'case_name', 'find_labels', 'pair_labels', 'read_manifest', 'studies_of', 'evaluate_pair',
+           'check_pairs', 'evaluate', 'scores', 'write_metrics', 'confusion_rows', 'summary_table', 'compare',
+           'comparison_table']
 
 # %% ../nbs/11a_evaluate.ipynb #66afaba7
 @dataclass(frozen=True)
@@ -128,70 +124,6 @@ def _some(cases: Sequence[str]) -> str:
     "The first three names of many."
     return ', '.join(cases[:3]) + (', ...' if len(cases) > 3 else '')
 
-# %% ../nbs/11a_evaluate.ipynb #7fc2bfe3
-def find_split(
-    digest: str,  # of the split that is looked for
-    places: Iterable[str | Path | None],  # split files, folders of runs or cohorts, checkpoints
-) -> Split | None:  # None where it is nowhere
-    "The split with that digest; those of the models that come with the package are known too."
-    from neuroseg3d.checkpoint import MODELS
-    files = [f for place in places if place is not None for f in _split_files(Path(place))]
-    for split in (load_split(f) for f in (*files, *MODELS.glob('*_split.json')) if f.is_file()):
-        if split.digest == digest:
-            return split
-    return None
-
-
-def _split_files(place: Path) -> list[Path]:
-    "Where splits may lie at a place."
-    if place.suffix == '.json' and place.is_file():
-        return [place]
-    around = [place, place.parent, place.parent.parent] if place.is_file() else [place]
-    return [f for folder in around for f in (folder / 'split.json', *folder.glob('.neuroseg3d/split_*.json'))]
-
-
-def training_hashes(
-    trained: Sequence[Mapping],  # of `infer.trained_on`
-    places: Sequence[str | Path | None],  # where their splits may be, as in `find_split`
-) -> set[str] | None:  # SHA-256 of files; None where it cannot be known
-    "Every file that a model, or any network of an ensemble, was trained on."
-    hashes: set[str] = set()
-    for one in trained:
-        split = find_split(one['split_sha256'], places) if one.get('split_sha256') else None
-        if split is None:
-            return None
-        hashes |= {f['sha256'] for i in split.train(one['fold']) for f in split.cases[i]['files'].values()}
-    return hashes if trained else None
-
-
-def studies_not_trained_on(
-    model: Model,  # of `load_model`
-    data: str | Path,  # a cohort
-    split: str | Path | None = None,  # the split file; None looks beside the checkpoint and in the cohort
-    failures: dict[str, str] | None = None,  # gets case -> error of those that cannot be read; None: the first is raised
-    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
-    say: Callable[[str], None] | None = None,  # gets what was found
-) -> list[Study]:  # with references
-    "The labelled studies of a cohort that a model has not seen in training, each of which can be read as far as headers and schema tell."
-    from neuroseg3d.infer import trained_on
-    hashes = training_hashes(trained_on(model.descriptions), [split, *model.paths, data])
-    if hashes is None:
-        raise InputError(f'{data}: cannot tell which of its cases {model.paths[0].name} was trained on; expected the split file '
-                         'of its run (split.json), which --split names')
-    labelled = find_cases(data, channels=channels, say=say).labelled
-    unseen = [s for s in labelled if not hashes & {file_digest(p) for p in dict.fromkeys(s.images.values()) if p.is_file()}]
-    if not unseen:
-        others = len(find_cases(data, split='all', channels=channels).labelled) - len(labelled)
-        hint = f'; its {others} labelled test case(s) are used where their folder is named: {Path(data) / "imagesTs"}' if others else ''
-        raise InputError(f'{data}: found {len(labelled)} labelled case(s), all of them training cases of the model{hint}')
-    good, failed = [], {} if failures is None else failures
-    for study in unseen:
-        with failing_alone(study.id, failures):
-            check_case(study)
-            good.append(study)
-    check_some_worked(failed, len(unseen))
-    return good
-
 # %% ../nbs/11a_evaluate.ipynb #dca6268a
 def read_manifest(
     pred: str | Path,  # folder of predictions, or one of them
@@ -201,44 +133,29 @@ def read_manifest(
     return read_entries(folder / 'manifest.json')
 
 
-def find_training_cases(
-    pairs: Iterable[tuple[str, LabelFile, LabelFile]],  # of `pair_labels`
-    manifest: Mapping[str, Mapping],  # of `read_manifest`
-    places: Sequence[str | Path | None],  # where splits may be, as in `find_split`
-    known: Sequence[Mapping] = (),  # of `infer.trained_on`, for predictions that no manifest tells about
-) -> tuple[list[str], list[str]]:  # cases that were trained on, and cases of which it is not known
-    "Which cases the model that predicted them has seen in training."
-    seen, unknown, found = [], [], {}
-    for case, _, truth in pairs:
-        entry = manifest.get(case)
-        trained = entry['model'].get('trained_on', known) if entry else known
-        key = json.dumps(trained, sort_keys=True)
-        if key not in found:
-            found[key] = training_hashes(trained, places)
-        if found[key] is None:
-            unknown.append(case)
-            continue
-        own = set(entry.get('sha256', {}).values()) if entry else {file_digest(truth.path)}
-        if own & found[key]:
-            seen.append(case)
-    return seen, unknown
+def studies_of(
+    references: Mapping[str, LabelFile],  # by case
+    ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
+) -> dict[str, Study]:  # by case; without images where a label map comes alone
+    "What the guard looks at: the studies that references belong to, or the label maps themselves."
+    return {case: replace(f.study or Study(case, 'files', {}, f.path), schema=ref_schema or f.schema) for case, f in references.items()}
 
 
-def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path | None, fold: int | None, allowed: bool) -> dict:
+def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path | None, fold: int | None, allowed: bool,
+           ref_schema: str | None) -> dict:
     "What is known about training cases among those to be scored, for the summary; an error where there are some."
     manifest, known = read_manifest(pred), []
     if split is not None and fold is not None:
         known = [{'split_sha256': load_split(split).digest, 'fold': fold}]
-    seen, unknown = find_training_cases(pairs, manifest, [split, ref], known)
-    if unknown and split is not None:
-        raise InputError(f'{split}: does not tell whether {unknown[0]} was trained on: not the split of the model that its manifest '
+    seen = find_training_cases(studies_of({case: truth for case, _, truth in pairs}, ref_schema), manifest, [split, ref], known)
+    if seen.unknown and split is not None:
+        raise InputError(f'{split}: does not tell whether {seen.unknown[0]} was trained on: not the split of the model that its manifest '
                          'names, or there is no manifest and no fold was given')
-    if seen and not allowed:
-        raise InputError(f'{len(seen)} of {len(pairs)} cases were trained on by the model that predicted them: '
-                         f'{_some(seen)}; their scores say nothing about new patients. Leave them '
-                         'out, or ask for it with allow_training (--allow_training)')
+    if not allowed:
+        check_not_trained_on(seen, len(pairs))
     without = {case: manifest[case]['missing'] for case, *_ in pairs if manifest.get(case, {}).get('missing')}
-    return {'training_cases': seen, 'not_known_whether_trained_on': unknown, 'predicted_without': without}
+    return {'training_cases': sorted(seen.cases), 'recognised_by': seen.cases, 'not_known_whether_trained_on': seen.unknown,
+            'compared_by_files_alone': seen.by_files, 'other_exams_of_training_patients': seen.of_patients, 'predicted_without': without}
 
 # %% ../nbs/11a_evaluate.ipynb #4ef2251b
 def evaluate_pair(
@@ -311,7 +228,7 @@ def evaluate(
     if output_dir is not None:
         scores(output_dir).check(SCORES)
     failed = check_pairs(pairs, pred_schema, ref_schema, over_brain)
-    known = _guard([p for p in pairs if p[0] not in failed], pred, ref, split, fold, allow_training)
+    known = _guard([p for p in pairs if p[0] not in failed], pred, ref, split, fold, allow_training, ref_schema)
     rows: list[dict] = []
     counts: dict[str, dict[str, np.ndarray]] = {}
     for number, (case, ours, truth) in enumerate(pairs, 1):
@@ -430,6 +347,11 @@ def summary_table(
     if summary['not_known_whether_trained_on']:
         lines.append(f"Not known whether the model was trained on {len(summary['not_known_whether_trained_on'])} of the cases: "
                      'no manifest or no split file')
+    if summary['compared_by_files_alone']:
+        lines.append(f"Compared with the training cases by files alone: {len(summary['compared_by_files_alone'])} of the cases, as the split "
+                     'file is of an earlier version; copies under other bytes would not be noticed')
+    if others := summary['other_exams_of_training_patients']:
+        lines.append(f'WARNING: {len(others)} case(s) are other exams of patients who were trained on: {_some(sorted(others))}')
     for missing in sorted({tuple(m) for m in summary['predicted_without'].values()}):
         n, about = list(summary['predicted_without'].values()).count(list(missing)), ''
         if 'T1gd' in missing:

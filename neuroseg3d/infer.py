@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -31,6 +30,7 @@ from .core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to
 from .failures import check_some_worked, failing_alone
 from .files import as_path, sweep, write_json
 from .folders import Results, check_folder
+from .guard import check_not_trained_on, find_training_cases
 from .layouts import Study, find_cases, find_study
 from .losses import get_targets, to_regions
 from .manifest import read_entries, read_manifest_file
@@ -519,6 +519,8 @@ def tune_rules(
     data: str | Path,  # cohort with references
     schema: str | None = None,  # of the references; None: what the layout says
     failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
+    split: str | Path | None = None,  # split file of the model's run; None looks for it in the cohort and beside the predictions
+    allow_training: bool = False,  # search on cases that the model was trained on as well
 ) -> tuple[Postprocess, float, float]:  # the rules, mean Dice before and after
     "Search post-processing rules on stored probabilities."
     folder = _probabilities(probabilities_dir)
@@ -527,12 +529,15 @@ def tune_rules(
         raise InputError(f'{folder.parent / "manifest.json"}: the probabilities were calibrated; expected those of a model as it was '
                          'trained. Search the rules first, calibrate afterwards')  # thresholds would be applied to others
     studies = [s for s in find_cases(data, split='all', schema=schema).labelled if (folder / f'{s.id}.nii.gz').is_file()]
+    if not allow_training:
+        manifest = read_entries(folder.parent / 'manifest.json')
+        seen = find_training_cases({s.id: s for s in studies}, manifest, [split, data, folder.parent, folder.parent.parent])
+        check_not_trained_on(seen, len(studies), 'Rules are searched on cases that were held out; allow_training (--allow_training) takes these as well')
     for study in studies:
-        path = folder / f'{study.id}.nii.gz'
         with failing_alone(study.id, failures):
             if study.label_problem:
                 raise InputError(study.label_problem)
-            cases.append(_held(study, path, schema))
+            cases.append(_held(study, folder / f'{study.id}.nii.gz', schema))
     check_some_worked(failures or {}, len(cases) + len(failures or {}))
     return search_rules(cases)
 

@@ -22,12 +22,13 @@ from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _conf
 from .cases import check_case, read_case
 from .checkpoint import Model
 from .core import REGIONS, Case, InputError, labels_to_regions
-from .evaluate import LabelFile, compare, find_labels, find_training_cases, read_manifest
+from .evaluate import LabelFile, compare, find_labels, read_manifest
 from .figures import show_bland_altman, show_scores, show_volumes, worst_first
 from .files import as_path, sweep
 from .folders import Results
+from .guard import Seen, check_not_trained_on, find_training_cases
 from .grids import fit_grid, on_grid
-from .infer import read_probabilities, trained_on
+from .infer import read_probabilities
 from .failures import check_some_worked, failing_alone
 from .layouts import Study, find_cases
 from .metrics import overlap, score_case, summarise, voxel_confusion
@@ -399,22 +400,11 @@ def _cards(pred: str | Path, model: Model | None) -> ModelCard | None:
 
 def _trained_on(
     pred: str | Path, data: str | Path, split: str | Path | None, model: Model | None, channels: str | None, failed: Mapping[str, str],
-) -> tuple[list[str], list[str]]:
-    "Cases that the model which predicted them was trained on, and those of which it is not known. Without a manifest, the model given."
+) -> Seen:
+    "Which cases the model that predicted them was trained on. Without a manifest, the model given."
     studies = {s.id: s for s in find_cases(data, split='all', allow_missing=True, channels=channels) if s.id not in failed}
-    pairs = [(case, file, LabelFile(next(iter(studies[case].images.values())))) for case, file in find_labels(pred).items() if case in studies]
-    known, places = (trained_on(model.descriptions), model.paths) if model else ((), ())
-    return find_training_cases(pairs, read_manifest(pred), [split, data, *places], known)
-
-
-def _trained_warnings(seen: Sequence[str], unknown: Sequence[str], allowed: bool) -> list[str]:
-    "Training cases among the scored ones: an error unless they are asked for."
-    if seen and not allowed:
-        raise InputError(f'{len(seen)} case(s) were trained on by the model that predicted them: {", ".join(seen[:3])}; '
-                         'leave them out, or ask for it with allow_training (--allow_training)')
-    said = [f'{len(seen)} case(s) were trained on ({", ".join(seen[:3])}): their scores say nothing about new patients'] if seen else []
-    return said + ([f'not known of {len(unknown)} case(s) whether the model was trained on them: no manifest or no split file']
-                   if unknown else [])
+    known, places = (model.descriptions, model.paths) if model else ((), ())
+    return find_training_cases({case: studies[case] for case in find_labels(pred) if case in studies}, read_manifest(pred), [split, data, *places], known)
 
 
 def _told(results: Iterable[CaseResult], total: int, seen: Sequence[str], say: Callable[[str], None] | None) -> Iterator[CaseResult]:
@@ -455,12 +445,13 @@ def report_cohort(
             if failures is None:
                 raise InputError(f'{case}: {error}')
             failures[case] = error
-    seen, unknown = _trained_on(pred, data, split, model, channels, failures or {})
-    warned, other = _trained_warnings(seen, unknown, allow_training), None
+    seen, other = _trained_on(pred, data, split, model, channels, failures or {}), None
+    if not allow_training:
+        check_not_trained_on(seen, len(find_labels(pred)))
     if compare_with is not None:
         results = read_results(compare_with, data, pred_schema, ref_schema, failures=failures, channels=channels)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
     results = read_results(pred, data, pred_schema, ref_schema, model, attribute, failures, channels)
-    return write_report(_told(results, len(find_labels(pred)), seen, say), path, title, made, card=_cards(pred, model), other=other, warnings=warned,
+    return write_report(_told(results, len(find_labels(pred)), list(seen.cases), say), path, title, made, card=_cards(pred, model), other=other, warnings=seen.remarks(),
                         failures=failures)

@@ -146,6 +146,7 @@ class Checkpoints(Callback):
         self.keep_best, self.patience, self.signals = keep_best, patience, signals or StopSignals()
         self.best: list[tuple[float, int]] = []  # (Dice, step), best first
         self.since_best = 0  # validations
+        self._not_finite = 0  # losses in a row
         self._stopping = 0  # signal that is being obeyed
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +167,11 @@ class Checkpoints(Callback):
             raise Interrupted(128 + self._stopping)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        validates = (batch_idx + 1) % trainer.val_check_batch == 0  # and is saved after that
+        self._check_loss(trainer, outputs, batch)
+        last = trainer.global_step >= trainer.max_steps
+        if last:
+            trainer.should_stop = True  # then Lightning validates, whatever the number of the step
+        validates = last or (batch_idx + 1) % trainer.val_check_batch == 0  # and is saved after that
         if validates or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         late = time.monotonic() - self._saved_at > self.every_s
@@ -174,6 +179,36 @@ class Checkpoints(Callback):
         if signum or late or trainer.global_step % self.every_steps == 0:
             self.save(trainer)
         self._obey(trainer, signum)
+
+    def _check_loss(self, trainer, outputs: Any, batch: Mapping[str, Any]) -> None:
+        "End a run that has diverged, before its weights are saved."
+        loss = outputs['loss'] if isinstance(outputs, Mapping) else outputs
+        (bad,) = _highest(trainer, int(torch.is_tensor(loss) and not bool(torch.isfinite(loss).all())))
+        self._not_finite = self._not_finite + 1 if bad else 0
+        if not bad or trainer.precision == '16-mixed' and self._not_finite < _OVERFLOWS:  # there the scaler leaves out the step
+            return
+        damaged = torch.is_tensor(batch.get('image')) and not bool(torch.isfinite(batch['image']).all())
+        cases = ', '.join(dict.fromkeys(map(str, batch.get('case_id', ()))))
+        what = f'its batch has voxels that are not finite (cases {cases}): look at these images' if damaged else self._advice(trainer)
+        raise InputError(f'step {trainer.global_step}: the loss is {float(loss):g}; {what}. {self._left()}')
+
+    def _advice(self, trainer) -> str:
+        "What to try when training diverges."
+        rate = trainer.optimizers[0].param_groups[0]['lr']
+        return (f'training has diverged at a learning rate of {rate:.3g}: try a lower optim.learning_rate, more optim.warmup_steps, a lower '
+                'optim.clip_norm or trainer.precision 32-true, in another trainer.output_dir')
+
+    def _left(self) -> str:
+        return f'{self.folder.last} is from before' if self.folder.last.is_file() else 'No checkpoint was written'
+
+    def on_validation_start(self, trainer, module) -> None:
+        self._check_weights(trainer)
+
+    def _check_weights(self, trainer) -> None:
+        "Weights that are not finite are neither validated nor saved."
+        floats = [p for p in trainer.lightning_module.state_dict().values() if torch.is_tensor(p) and p.is_floating_point()]
+        if floats and not bool(torch.stack([torch.isfinite(p).all() for p in floats]).all()):
+            raise InputError(f'step {trainer.global_step}: the weights are not finite; {self._advice(trainer)}. {self._left()}')
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.sanity_checking:
@@ -197,6 +232,7 @@ class Checkpoints(Callback):
         trainer,  # of the run
     ) -> None:
         "Write last.ckpt; the one before becomes previous.ckpt."
+        self._check_weights(trainer)
         trainer.save_checkpoint(self.folder.next)
         if trainer.is_global_zero:
             self.folder.commit()
@@ -215,6 +251,9 @@ class Checkpoints(Callback):
             if trainer.is_global_zero:
                 print(f'interrupted by {signal.Signals(self._stopping).name}: {self.folder.last} holds step {trainer.global_step} '
                       f'of {trainer.max_steps}; the same command with --resume auto goes on from there', flush=True)
+
+
+_OVERFLOWS = 20  # losses in a row that are not finite, after which 16 bits do not recover
 
 
 def _highest(trainer, *values: int) -> list[int]:
@@ -327,4 +366,12 @@ def check_same_run(
     found = [f'{d}; --extend_to makes a schedule longer' if d.startswith('trainer.max_steps') else d for d in found]
     found += [f'{k}: {stored.get(k)!r} in the checkpoint, {v!r} now' for k, v in provenance.items() if k in stored and stored[k] != v]
     if found:
-        raise InputError(f'{start.path}: cannot resume with another configuration: ' + '; '.join(found))
+        raise InputError(f'{start.path}: cannot resume with another configuration: ' + '; '.join(found) + _remedy(found))
+
+
+def _remedy(found: Sequence[str]) -> str:
+    "What to do where the data are not those of the run."
+    if not any(d.startswith(('data_sha256', 'split_sha256')) for d in found):
+        return ''
+    return ('. The cohort is not the one that the run began with: put its files back (split.json in the folder of the run has the SHA-256 of each), '
+            'or begin anew in another trainer.output_dir')

@@ -33,6 +33,7 @@ from .augment import Augment
 from .checkpoint import KEY, describe, description
 from .config import Settings, build, set_dotted, to_dict
 from .core import REGIONS, InputError, regions_to_labels
+from .guard import training_exams
 from .data import Data, MachinePlan, SegmentationData
 from .files import as_path
 from .folders import Results
@@ -92,14 +93,10 @@ class TrainerConfig(Settings, section='trainer'):
                  'patience': 0, 'checkpoint_every_minutes': 0}
         for name in (n for n, value in least.items() if getattr(self, n) < value):
             raise InputError(f'trainer.{name}: found {getattr(self, name)}, expected at least {least[name]}')
-        if self.max_steps % self.validation_interval:
-            nearest = round(self.max_steps / self.val_every_steps) * self.val_every_steps
-            raise InputError(f'trainer.max_steps {self.max_steps} is no multiple of trainer.val_every_steps '
-                             f'{self.val_every_steps}, and the last step has to be validated; try {nearest}')
 
     @property
     def validation_interval(self) -> int:
-        "Steps between validations; a run shorter than that is validated once, at its end."
+        "Steps between validations; the last step of a run is validated too, whatever its number."
         return min(self.val_every_steps, self.max_steps)
 
 
@@ -258,6 +255,8 @@ class SegmentationTask(pl.LightningModule):
         network, targets = self.averaged.eval(), self.config.loss.targets
         probabilities = predict_probabilities(network, image, self.config.infer, get_targets(targets).activation, self.device,
                                               around=around)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise InputError('validation: the network predicts values that are not finite; try a lower optim.learning_rate, or trainer.precision 32-true')
         masks = (to_regions(probabilities, targets) >= 0.5).cpu() & (image != 0).any(0).cpu()  # nothing outside the brain
         return regions_to_labels(masks.numpy())
 
@@ -624,7 +623,8 @@ def provenance_of(
     schemas = sorted({s.schema for s in data.studies() if s.schema})
     return {'schema': schemas[0] if len(schemas) == 1 else None, 'data_sha256': data.split.data_digest,
             'split_sha256': data.split.digest, 'fold': data.data.fold,
-            'n_train': len(data.train_cases), 'n_val': len(data.val_cases)}
+            'n_train': len(data.train_cases), 'n_val': len(data.val_cases),
+            'training_exams': training_exams(data.split, data.data.fold)}
 
 # %% ../nbs/10_train.ipynb #9cad0717
 def settled(
@@ -657,7 +657,8 @@ def _check_start(start: Start, config: Config, provenance: dict[str, Any], exten
     before, total = then['trainer']['max_steps'], config.trainer.max_steps
     if extends:
         now['trainer']['max_steps'] = before
-    check_same_run(start, now, provenance, to_dict(Config()))
+    same = {k: v for k, v in provenance.items() if k != 'training_exams'}  # the hashes of data and split say as much
+    check_same_run(start, now, same, to_dict(Config()))
     if then['trainer']['precision'] not in ('auto', now['trainer']['precision']):
         say(f'trainer.precision: {then["trainer"]["precision"]} in the checkpoint, {now["trainer"]["precision"]} now; the result '
             'will not be that of the uninterrupted run, bit for bit')
@@ -779,6 +780,8 @@ def _look_ahead(task: SegmentationTask, data: RunData, start: Start | None, say:
         if device.type == 'cpu' and t.precision == 'auto' and processes_of(task.config) == 1:  # several might differ
             precision, seconds = faster_precision(task, plan.batch_size, seconds)
     task.config = replace(task.config, trainer=replace(t, precision=precision))
+    if data.split.shortage:
+        say(data.split.shortage)
     if data.data.n_folds == 1:
         say('data.n_folds is 1: nobody is held out, and validation scores are of cases that are trained on')
     if say is print:

@@ -19,7 +19,7 @@ from .calibration import (Calibration, Validation, apply_temperature, calibrate,
 from .cases import read_case
 from .checkpoint import Model, find_model, load_model
 from .core import REGIONS, Case, InputError, Label, labels_to_regions
-from .evaluate import studies_not_trained_on
+from .guard import studies_not_trained_on
 from .failures import check_some_worked, failing_alone
 from .infer import choose_device, label_by_rules, masks_by_rules, rules_of
 from .losses import get_targets, to_regions
