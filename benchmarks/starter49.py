@@ -2,6 +2,10 @@
 
     python benchmarks/starter49.py pool  --out runs/starter49                     # phantoms made ahead; can run beside training
     python benchmarks/starter49.py train --out runs/starter49 --shared ../shared  # five networks, each without one fold; resumable
+    python benchmarks/starter49.py mean  --out runs/starter49                     # the mean of their weights, to be measured too
+    (now benchmarks/outoffold.py: predict, collect)
+    python benchmarks/starter49.py ship  --out runs/starter49 --shared ../shared  # the mean exported, with split, card and figure
+    python benchmarks/starter49.py card                                           # card and figure again, from the stored results
 
 Settings: benchmarks/starter49.yaml. What a step sees is a function of the step and the settings, so a run that was stopped
 goes on where it was.
@@ -11,25 +15,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from neuroseg3d.checkpoint import load_model
+from neuroseg3d.checkpoint import KEY, STARTER, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build
-from neuroseg3d.core import MODALITIES, Case
+from neuroseg3d.core import MODALITIES, REGIONS, Case
 from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
 from neuroseg3d.nifti import Study, find_cases
 from neuroseg3d.phantom import (GENERATOR, Population, acquire, box_axes, brain_box, case_seed, draw_head, left_by_stripping,
                                 make_phantom, paint, phantom_geometry, sample_anatomy, smooth_field, soft, stream,
                                 to_scanner_units)
-from neuroseg3d.split import file_digest
+from neuroseg3d.split import file_digest, make_split, save_split
 from neuroseg3d.train import Config
 from neuroseg3d.transforms import Space, to_model_space
-from starter import StarterData, config_of, mirrored, settings_of, train
+from starter import StarterData, config_of, mean_of, mirrored, settings_of, train
+from starter_card import write_card
 
 HERE = Path(__file__).resolve().parent
 SEED = 49  # of the stream
@@ -225,10 +229,46 @@ def train_fold(out: Path, shared: Path, settings: dict, fold: int) -> Path:
     return train(config, data, provenance, load_model(init).networks[0].state_dict())
 
 
+# ---- the model that is shipped
+
+LICENCE = ('weights: CC BY-SA 4.0 (trained on data under CC BY-SA 4.0 and CC BY 4.0, and on exams of BraTS 2018 to 2020 and BraTS-Africa, whose '
+           'collections ask to be cited and have terms of their own: see to them before any use but research)')
+ATTRIBUTION = [
+    'Medical Segmentation Decathlon, Task01_BrainTumour, CC BY-SA 4.0: Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9',
+    'BraTS 2018 to 2021 (BraTS 2021: RSNA-ASNR-MICCAI, CC BY 4.0): Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, '
+    'doi:10.1038/sdata.2017.117; Baid et al. 2021, arXiv:2107.02314; The Cancer Imaging Archive, doi:10.7937/jc8x-9874',
+    'BraTS-Africa: Adewole et al. 2023, arXiv:2305.19369',
+    'Phantoms: MNI152 atlas, ICBM (Fonov et al. 2011), as shipped with nilearn']
+
+
+def mean(out: Path) -> Path:
+    "The mean of the five networks' weights (Wortsman et al. 2022, arXiv:2203.05482), as a checkpoint and as an exported model."
+    checkpoint = mean_of([network_folder(out, fold) / 'checkpoints' / 'last.ckpt' for fold in range(5)], out / 'mean.ckpt')
+    return export_model(checkpoint, out / 'shipped.safetensors')
+
+
+def ship(out: Path, shared: Path, settings: dict) -> Path:
+    "Export the mean with rules and calibration from the out-of-fold predictions, its training cases, and its card."
+    studies = [s for _, s in sorted(all_studies(shared).items())]
+    split = make_split(studies, n_folds=1)
+    held = json.loads((out / 'calibration.json').read_text(encoding='utf-8'))
+    content = load_checkpoint(out / 'mean.ckpt')
+    before = json.loads((out / 'init.json').read_text(encoding='utf-8'))['origin']
+    origin = {'made_by': 'benchmarks/starter49.py', 'settings': settings, 'generator': GENERATOR, 'licence': LICENCE,
+              'attribution': ATTRIBUTION, 'started_from': {k: before[k] for k in ('made_by', 'settings', 'generator')}}
+    about = {**description(content, out / 'mean.ckpt'), 'real_cases': [s.id for s in studies], 'held_out': [], 'postprocess': held['rules'],
+             'thresholds': dict(zip(REGIONS, held['rules']['thresholds'])), 'calibration': held['calibration'],
+             'split_sha256': split.digest, 'data_sha256': split.data_digest, 'origin': origin}
+    path = export_model(save_checkpoint({**content, KEY: about}, out / 'starter.ckpt'), STARTER)
+    save_split(split, STARTER.with_name('starter_split.json'))  # so that `evaluate` knows the cases that it was trained on
+    write_card(settings)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('command', choices=('pool', 'train'))
-    parser.add_argument('--out', type=Path, required=True, help='folder for runs and phantoms')
+    parser.add_argument('command', choices=('pool', 'train', 'mean', 'ship', 'card'))
+    parser.add_argument('--out', type=Path, help='folder for runs and phantoms')
     parser.add_argument('--shared', type=Path, help='folder with cohorts/ and data/')
     parser.add_argument('--settings', type=Path, default=HERE / 'starter49.yaml')
     parser.add_argument('--folds', type=int, nargs='*', default=range(5))
@@ -239,6 +279,12 @@ def main() -> None:
         for kind in ('healthy', 'tumour'):
             pool = Pool(args.out / 'pool', kind, build(Space, settings['run']['space']), settings['stream'])
             print(kind, sum(1 for _ in pool), flush=True)
+    elif args.command == 'mean':
+        print(mean(args.out))
+    elif args.command == 'ship':
+        print(ship(args.out, args.shared, settings))
+    elif args.command == 'card':
+        print(write_card(settings))
     for fold in args.folds if args.command == 'train' else ():
         print(train_fold(args.out, args.shared, settings, fold), flush=True)
 
