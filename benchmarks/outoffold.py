@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage, stats
 
 from neuroseg3d.calibration import Calibration, Validation, calibrate, doubtful_ml, volume_interval
+from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model, load_checkpoint, load_model
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
 from neuroseg3d.infer import label_by_rules, masks_by_rules, rules_of
 from neuroseg3d.losses import get_targets, to_regions
 from neuroseg3d.metrics import score_case
-from neuroseg3d.nifti import find_cases, read_case
+from neuroseg3d.layouts import find_cases
 from neuroseg3d.phantom import GENERATOR, Population, case_seed
 from neuroseg3d.postprocess import Postprocess, drop_small
 from neuroseg3d.split import patient_of

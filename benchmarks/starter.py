@@ -1,4 +1,4 @@
-"""Make the starter model, and measure it on real patients.
+"""Make the first starter model, and measure it on real patients; benchmarks/starter49.py goes on from it.
 
     python benchmarks/starter.py pretrain   --out runs/starter                       # on phantoms alone, resumable
     python benchmarks/starter.py stream     --out runs/starter                       # beside it: phantoms made ahead
@@ -15,7 +15,6 @@
     python benchmarks/starter.py rules      --out runs/starter --data ../shared/data  # post-processing and calibration, from held-out cases
     python benchmarks/starter.py change     --out runs/starter --data ../shared/data --name NAME    # of the generator
     python benchmarks/starter.py collect    --out runs/starter                       # benchmarks/results/starter.json
-    python benchmarks/starter.py ship       --out runs/starter --data ../shared/data  # the mean of the fine-tuned ones, exported with its card
     python benchmarks/starter.py pictures   --out runs/starter --data ../shared/data  # of the worst cases, beside phantoms
 
 Settings: benchmarks/starter.yaml. Phantoms are made while training goes on: a further one for every few patches, each from
@@ -27,7 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -44,7 +43,7 @@ from scipy.ndimage import find_objects
 
 from neuroseg3d.calibration import Validation, calibrate, reliability
 from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import KEY, STARTER, Model, averaged_weights, description, export_model, load_checkpoint, load_model, save_checkpoint
+from neuroseg3d.checkpoint import Model, averaged_weights, description, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build, to_dict
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
 from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, plan_machine, store_case, tumour_voxels
@@ -54,7 +53,6 @@ from neuroseg3d.metrics import overlap
 from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
 from neuroseg3d.postprocess import Held, Postprocess, mean_dice, search_rules
 from neuroseg3d.resume import CheckpointFolder, check_same_run, resume_point
-from neuroseg3d.split import make_split, save_split
 from neuroseg3d.train import Config, RunData, SegmentationTask, make_trainer
 from neuroseg3d.transforms import Space, to_model_space
 from neuroseg3d.uncertainty import score_doubt, validation_case
@@ -468,36 +466,7 @@ def to_ras(case: Case, label: np.ndarray) -> tuple[Case, np.ndarray]:
     return replace(case, image=np.stack([move(v) for v in case.image]), label=move(case.label)), move(label)
 
 
-# ---- the model that is shipped
-
-LICENCE = 'weights: CC BY-SA 4.0 (trained on data under CC BY-SA 4.0 and CC BY 4.0)'
-ATTRIBUTION = [
-    'Medical Segmentation Decathlon, Task01_BrainTumour, CC BY-SA 4.0: Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9',
-    'RSNA-ASNR-MICCAI BraTS 2021, CC BY 4.0: Baid et al. 2021, arXiv:2107.02314; Menze et al. 2015, doi:10.1109/TMI.2014.2377694; '
-    'The Cancer Imaging Archive, doi:10.7937/jc8x-9874',
-    'Phantoms: MNI152 atlas, ICBM (Fonov et al. 2011), as shipped with nilearn']
-
-
-def ship(out: Path, data: Path, settings: dict) -> Path:
-    "Average the weights of the seven fine-tuned networks that were measured, export, and write the card from the measured series."
-    studies = real_studies(data, settings['real']['cases'])
-    split = make_split(studies, n_folds=1)
-    files = sorted(f['sha256'] for c in split.cases.values() for f in c['files'].values())
-    checkpoint = mean_of([out / 'pretrained' / s.id / 'checkpoints' / 'last.ckpt' for s in studies], out / 'mean.ckpt')
-    content = load_checkpoint(checkpoint)
-    held = json.loads((out / 'rules.json').read_text(encoding='utf-8'))
-    helps = held['mean_dice']['chosen_on_the_others'] > held['mean_dice']['without']
-    chosen = held['rules'] if helps else asdict(Postprocess())
-    about = {**description(content, checkpoint), 'real_cases': [s.id for s in studies], 'postprocess': chosen, 'thresholds': dict(zip(REGIONS, chosen['thresholds'])),
-             'calibration': held['calibration'], 'split_sha256': split.digest, 'data_sha256': sha256(''.join(files).encode()).hexdigest(),
-             'origin': {'made_by': 'benchmarks/starter.py', 'settings': settings, 'generator': GENERATOR, 'licence': LICENCE,
-                        'attribution': ATTRIBUTION}}
-    marked = save_checkpoint({**content, KEY: about}, out / 'starter.ckpt')
-    path = export_model(marked, STARTER)
-    save_split(split, STARTER.with_name('starter_split.json'))  # so that `evaluate` knows the cases that it was trained on
-    path.with_suffix('.md').write_text(card(settings), encoding='utf-8')
-    return path
-
+# ---- results
 
 def collect(out: Path, settings: dict) -> Path:
     "The series in one file of results."
@@ -513,87 +482,6 @@ def collect(out: Path, settings: dict) -> Path:
     return path
 
 
-def cells(values: Iterable) -> str:
-    "A row of a Markdown table."
-    return '| ' + ' | '.join(str(v) for v in values) + ' |'
-
-
-def means_table(results: dict) -> list[str]:
-    "Mean Dice of the series, with the bars that were set."
-    rows = [cells(('trained on', 'cases', *(f'{r} ({n})' for r, n in zip(REGIONS, (7, 7, 4))), 'misses', 'ECE of WT / TC / ET')), '|---|---|---|---|---|---|---|']
-    for name, text in SERIES.items():
-        m = results[name]['mean_with_missing']['all']
-        rows.append(cells((text, m['WT']['cases'], *(f'{m[r]["dice"]:.3f}' for r in REGIONS), sum(m[r]['missed'] for r in REGIONS),
-                           ' / '.join(f'{m[r]["ece"]:.3f}' for r in REGIONS))))
-    return rows
-
-
-def cases_table(rows: Sequence[dict]) -> list[str]:
-    "Dice and volumes of each case."
-    out = [cells(('case', *(f'{r} Dice' for r in REGIONS), *(f'{r} mL, found / reference' for r in REGIONS))), '|---' * 7 + '|']
-    for row in (r for r in rows if not r['missing']):
-        out.append(cells((row['case'], *('not scored' if row[r]['dice'] is None else f'{row[r]["dice"]:.3f}' for r in REGIONS),
-                          *(f'{row[r]["predicted_ml"]:.1f} / {row[r]["reference_ml"]:.1f}' for r in REGIONS))))
-    return out
-
-
-def missing_table(results: dict) -> list[str]:
-    "Mean Dice with each sequence missing."
-    out = [cells(('series', 'missing', *REGIONS)), '|---' * 5 + '|']
-    for name in MISSING:
-        for missing, m in results[name]['mean_with_missing'].items():
-            out.append(cells((SERIES[name], 'nothing' if missing == 'all' else missing, *(f'{m[r]["dice"]:.3f}' for r in REGIONS))))
-    return out
-
-
-def subjects(settings: dict) -> dict[str, dict]:
-    "Steps, exams and patients of each part of pre-training."
-    found = {}
-    for part in ('pretrain', *FURTHER):
-        config, stream = config_of(settings, Path(part), part), stream_of(settings, part)['stream']
-        patches = config.trainer.max_steps * config.data.batch_size
-        exams = patches if stream['patches'] == 1 else stream['first'] + (patches - 1) // stream['patches']  # each patch is a new one
-        found[part] = {'steps': config.trainer.max_steps, 'exams': exams, 'patients': -(-exams // stream.get('exams', 1))}
-    return found
-
-
-def rules_text(held: dict) -> list[str]:
-    "The stored rules and calibration, in sentences."
-    rule, dice, fit = held['rules'], held['mean_dice'], held['calibration']
-    return [f'Thresholds {", ".join(f"{r} {t:g}" for r, t in zip(REGIONS, rule["thresholds"]))}; parts smaller than '
-            f'{", ".join(f"{ml:g} mL ({r})" for r, ml in zip(REGIONS, rule["min_ml"]))} dropped; less than {rule["min_et_ml"]:g} mL of ET in a '
-            f'whole case taken for core; holes {"filled" if rule["fill_holes"] else "left"}. Mean Dice of the held-out cases in model space, an '
-            f'empty region found empty counting 1: {dice["without"]:.3f} without rules, {dice["chosen_on_all"]:.3f} with them, '
-            f'{dice["chosen_on_the_others"]:.3f} where each case gets the rules that the other six chose.',
-            f'Temperatures {", ".join(f"{r} {t:.2f}" for r, t in zip(REGIONS, fit["temperature"]))}, fitted on the same held-out predictions: '
-            f'calibration error near the tumour {" / ".join(f"{e:.3f}" for e in fit["ece_before"])} before, '
-            f'{" / ".join(f"{e:.3f}" for e in fit["ece_after"])} after. Intervals of volumes hold in {1 - fit["alpha"]:.0%} of cases, as far as '
-            f'{fit["n_cases"]} can tell. QU-BraTS score of the entropy {" / ".join(f"{v:.3f}" for v in fit["qu_brats"])}; Dice (of all seven, in model '
-            f'space) {" / ".join(f"{v:.3f}" for v in fit["dice"])}, where the model expects {" / ".join(f"{v:.3f}" for v in fit["expected_dice"])}: it is '
-            f'off by {" / ".join(f"{v:.3f}" for v in fit["expected_dice_error"])} on average.']
-
-
-def rules_cost(results: dict) -> str:
-    "Mean Dice of held-out cases without rules minus that with the rules that the others chose, by region."
-    plain, ruled = results['pretrained']['mean_with_missing']['all'], results['rules']['mean']
-    return ', '.join(f'{plain[r]["dice"] - ruled[r]["dice"]:.3f} ({r})' for r in REGIONS)
-
-
-def card(settings: dict) -> str:
-    "The model card, from the settings and the stored results."
-    results = json.loads((RESULTS / 'starter.json').read_text(encoding='utf-8'))
-    parts = subjects(settings)
-    text = (HERE / 'starter_card.md').read_text(encoding='utf-8')
-    values = {**{f'{name}_{key}': value for name, part in parts.items() for key, value in part.items()},
-              'patients': sum(p['patients'] for p in parts.values()), 'exams': sum(p['exams'] for p in parts.values()),
-              'finetune_steps': settings['finetune']['trainer']['max_steps'], 'means': means_table(results),
-              'cases': cases_table(results['pretrained']['cases']), 'simulation_cases': cases_table(results['simulation']['cases']),
-              'missing': missing_table(results), 'rules': rules_text(results['rules']), 'rules_cost': rules_cost(results), 'attribution': [f'- {a}' for a in ATTRIBUTION], 'licence': LICENCE}
-    for name, value in values.items():
-        text = text.replace('{' + name + '}', '\n'.join(value) if isinstance(value, list) else str(value))
-    return text
-
-
 def make_ahead(out: Path, settings: dict, n: int) -> None:
     "Make phantoms of the stream before training asks for them; for a second process."
     space = build(Space, settings['run']['space'])
@@ -605,7 +493,7 @@ def make_ahead(out: Path, settings: dict, n: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('command', choices=('stream', 'pretrain', 'phantoms', *SERIES, 'rules', 'change', 'collect', 'ship', 'pictures'))
+    parser.add_argument('command', choices=('stream', 'pretrain', 'phantoms', *SERIES, 'rules', 'change', 'collect', 'pictures'))
     parser.add_argument('--out', type=Path, required=True, help='folder for runs and phantoms')
     parser.add_argument('--data', type=Path, help='folder with msd/ and brats2021/')
     parser.add_argument('--settings', type=Path, default=HERE / 'starter.yaml')
@@ -629,8 +517,6 @@ def main() -> None:
         print(collect(args.out, settings))
     elif args.command == 'pictures':
         print(pictures(args.out, args.data, settings))
-    elif args.command == 'ship':
-        print(ship(args.out, args.data, settings))
     else:
         print(series(args.out, args.data, settings, args.command))
 

@@ -25,7 +25,7 @@ from neuroseg3d.checkpoint import KEY, STARTER, description, export_model, load_
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, REGIONS, Case
 from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
-from neuroseg3d.nifti import Study, find_cases
+from neuroseg3d.layouts import Study, find_cases
 from neuroseg3d.phantom import (GENERATOR, Population, acquire, box_axes, brain_box, case_seed, draw_head, left_by_stripping,
                                 make_phantom, paint, phantom_geometry, sample_anatomy, smooth_field, soft, stream,
                                 to_scanner_units)

@@ -19,7 +19,6 @@ from neuroseg3d.core import MODALITIES, REGIONS, labels_to_regions
 from neuroseg3d.infer import rules_of
 from neuroseg3d.metrics import overlap
 from neuroseg3d.phantom import Population, make_phantom, write_cohort
-from neuroseg3d.postprocess import Postprocess
 from neuroseg3d.transforms import Space
 
 ROOT = Path(__file__).resolve().parent.parent
