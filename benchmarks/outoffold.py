@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from scipy import ndimage, stats
 from neuroseg3d.calibration import Calibration, Validation, calibrate, doubtful_ml, volume_interval
 from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model, load_checkpoint, load_model
-from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
+from neuroseg3d.core import MODALITIES, REGIONS, Case, Geometry, labels_to_regions
 from neuroseg3d.infer import label_by_rules, masks_by_rules, rules_of
 from neuroseg3d.losses import get_targets, to_regions
 from neuroseg3d.metrics import score_case
@@ -32,7 +32,7 @@ from neuroseg3d.layouts import find_cases
 from neuroseg3d.phantom import GENERATOR, Population, case_seed
 from neuroseg3d.postprocess import Postprocess, drop_small
 from neuroseg3d.split import patient_of
-from neuroseg3d.transforms import ModelCase, to_model_space
+from neuroseg3d.transforms import ModelCase, Space, to_model_space
 from neuroseg3d.uncertainty import expected_dice, near_tumour, score_doubt
 from neuroseg3d.windows import predict_probabilities
 from starter import settings_of
@@ -99,12 +99,32 @@ def fresh_phantom(number: int, spacing_mm: float) -> Case:
     return replace(healthy_phantom(case_seed(SEED, f'fresh{number}'), spacing_mm, Population(), 0.0), id=f'fresh{number:02d}')
 
 
-def without_tumour(shared: Path, spacing_mm: float) -> Iterable[Case]:
+@dataclass
+class Exam:
+    "What is needed of a case once its voxels are in model space; kept in a file, as every command asks for it."
+    id: str
+    label: np.ndarray | None  # canonical ids, native grid
+    geometry: Geometry
+    seen: ModelCase
+
+
+def exam(out: Path, case_id: str, space: Space, make: Callable[[], Case]) -> Exam:
+    "A case in model space with its reference."
+    path = out / 'exams' / f'{case_id}.pt'
+    if not path.is_file():
+        case = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(Exam(case_id, case.label, case.geometry, to_model_space(case, space)), path.with_suffix('.tmp'))
+        path.with_suffix('.tmp').rename(path)
+    return torch.load(path, weights_only=False)
+
+
+def without_tumour(out: Path, shared: Path, space: Space) -> Iterable[Exam]:
     "Two patients with multiple sclerosis and none, and fresh phantoms."
     for study in find_cases(shared / 'cohorts' / 'no_tumour'):
-        yield read_case(replace(study, label=None))
+        yield exam(out, study.id, space, lambda: read_case(replace(study, label=None)))
     for number in range(FRESH):
-        yield fresh_phantom(number, spacing_mm)
+        yield exam(out, f'fresh{number:02d}', space, lambda: fresh_phantom(number, space.spacing_mm[0]))
 
 
 def finished(out: Path, settings: dict, fold: int) -> bool:
@@ -132,15 +152,14 @@ def predict_all(out: Path, shared: Path, settings: dict) -> None:
             wanted = {'before': ('',), f'fold{fold}': ('', *MODALITIES)}
             wanted |= {tag: ('',) for tag in (seen_by(fold, number), 'shipped')}
             todo = {tag: v for tag, v in wanted.items() if tag in models and not all(kept(folder / tag, name, m).is_file() for m in v)}
-            seen = to_model_space(read_case(studies[name]), space) if todo else None
+            seen = exam(out, name, space, lambda: read_case(studies[name])).seen if todo else None
             for tag, variants in todo.items():
                 predict(models[tag], seen, folder / tag, variants)
                 print(name, tag, flush=True)
-    for case in without_tumour(shared, space.spacing_mm[0]):
-        seen = to_model_space(case, space)
+    for case in without_tumour(out, shared, space):
         for tag, model in models.items():
             if not case.id.startswith('fresh') or tag in ('before', 'shipped'):
-                predict(model, seen, folder / tag, ('',))
+                predict(model, case.seen, folder / tag, ('',))
 
 
 def seen_by(fold: int, number: int) -> str:
@@ -150,7 +169,7 @@ def seen_by(fold: int, number: int) -> str:
 
 # ---- scoring
 
-def measures(label: np.ndarray, case: Case, distances: bool = True) -> dict:
+def measures(label: np.ndarray, case: Exam, distances: bool = True) -> dict:
     "Dice and volumes by region, with distances and lesions."
     rows = score_case(label, case.label, case.geometry.spacing_mm, distances=distances, structures=tuple(REGIONS), case=case.id)
     out = {}
@@ -160,7 +179,7 @@ def measures(label: np.ndarray, case: Case, distances: bool = True) -> dict:
     return out
 
 
-def reference_ml(case: Case) -> dict[str, float]:
+def reference_ml(case: Exam) -> dict[str, float]:
     "Volumes of the reference."
     return {r: round(float(m.sum() * case.geometry.voxel_ml), 3) for r, m in zip(REGIONS, labels_to_regions(case.label))}
 
@@ -173,9 +192,9 @@ def remembered(path: Path, make: Callable[[], dict]) -> dict:
     return json.loads(path.read_text(encoding='utf-8'))
 
 
-def score_plain(out: Path, case: Case, seen: ModelCase, tag: str) -> dict:
+def score_plain(out: Path, case: Exam, tag: str) -> dict:
     "A case by the plain cut at one half, complete and with each sequence missing."
-    cut = lambda missing: label_by_rules(stored(out, tag, case.id, missing), seen, PLAIN)
+    cut = lambda missing: label_by_rules(stored(out, tag, case.id, missing), case.seen, PLAIN)
     missing = {} if tag == 'before' else {m: measures(cut(m), case, distances=False) for m in MODALITIES}
     return {'plain': measures(cut(''), case), **({'missing': missing} if missing else {})}
 
@@ -281,8 +300,9 @@ def summaries(rows: Sequence[dict], name: str) -> dict:
 
 # ---- volumes, intervals, expected Dice
 
-def validation(p: torch.Tensor, case: Case, seen: ModelCase, rules: Postprocess) -> Validation:
+def validation(p: torch.Tensor, case: Exam, rules: Postprocess) -> Validation:
     "What `neuroseg3d.calibration.calibrate` needs, from stored probabilities."
+    seen = case.seen
     truth, brain = labels_to_regions(seen.label[0].numpy()), (seen.image != 0).any(0).numpy()
     near = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, seen.record.model.spacing_mm)
     volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x))
@@ -318,16 +338,15 @@ def coverage(rows: Sequence[dict]) -> dict:
 
 # ---- all of it
 
-def each_case(shared: Path, settings: dict, space) -> Iterable[tuple[int, Case, ModelCase]]:
-    "Fold, case, case in model space: one after the other."
+def each_case(out: Path, shared: Path, settings: dict, space: Space) -> Iterable[tuple[int, Exam]]:
+    "Fold and exam, one after the other."
     studies = all_studies(shared)
     for fold, names in enumerate(folds(shared, settings)):
         for name in names:
-            case = read_case(studies[name])
-            yield fold, case, to_model_space(case, space)
+            yield fold, exam(out, name, space, lambda: read_case(studies[name]))
 
 
-def rows_of(out: Path, shared: Path, settings: dict, space) -> list[dict]:
+def rows_of(out: Path, shared: Path, settings: dict, space: Space) -> list[dict]:
     "Everything that can be said of each case before rules are chosen."
     rows = []
     for fold, names in enumerate(folds(shared, settings)):
@@ -335,10 +354,10 @@ def rows_of(out: Path, shared: Path, settings: dict, space) -> list[dict]:
             continue
         for name in names:
             rows.append({'case': name, 'fold': fold})
-    for fold, case, seen in pending(out, shared, settings, space, {r['case'] for r in rows}):
+    for fold, case in pending(out, shared, settings, space, {r['case'] for r in rows}):
         for tag in ('before', f'fold{fold}'):
-            remembered(out / 'scores' / tag / f'{case.id}.json', partial(score_plain, out, case, seen, tag))
-        remembered(out / 'tables' / f'{case.id}.json', lambda: choice_table(stored(out, f'fold{fold}', case.id), seen))
+            remembered(out / 'scores' / tag / f'{case.id}.json', partial(score_plain, out, case, tag))
+        remembered(out / 'tables' / f'{case.id}.json', lambda: choice_table(stored(out, f'fold{fold}', case.id), case.seen))
         remembered(out / 'reference' / f'{case.id}.json', lambda: reference_ml(case))
         print(case.id, flush=True)
     for row in rows:
@@ -347,36 +366,35 @@ def rows_of(out: Path, shared: Path, settings: dict, space) -> list[dict]:
     return rows
 
 
-def pending(out: Path, shared: Path, settings: dict, space, wanted: set[str]) -> Iterable[tuple[int, Case, ModelCase]]:
-    "The cases that are not scored yet."
+def pending(out: Path, shared: Path, settings: dict, space: Space, wanted: set[str]) -> Iterable[tuple[int, Exam]]:
+    "The exams that are not scored yet."
     studies = all_studies(shared)
     for fold, names in enumerate(folds(shared, settings)):
         for name in names:
             if name in wanted and not (out / 'reference' / f'{name}.json').is_file():
-                case = read_case(studies[name])
-                yield fold, case, to_model_space(case, space)
+                yield fold, exam(out, name, space, lambda: read_case(studies[name]))
 
 
-def with_rules(out: Path, shared: Path, settings: dict, space, rows: list[dict]) -> dict:
+def with_rules(out: Path, shared: Path, settings: dict, space: Space, rows: list[dict]) -> dict:
     "Each case by the rules, and in the intervals, that the other folds chose."
     chosen = [choose_rules([r['table'] for r in rows if r['fold'] != fold]) for fold in range(5)]
     final, before = choose_rules([r['table'] for r in rows]), rules_of(load_model(out / 'init.safetensors'))
-    by_name, seen_by = {r['case']: r for r in rows}, {rules: {} for rules in (final, *chosen)}
-    for fold, case, seen in each_case(shared, settings, space):
+    by_name, validations = {r['case']: r for r in rows}, {rules: {} for rules in (final, *chosen)}
+    for fold, case in each_case(out, shared, settings, space):
         row, p = by_name[case.id], stored(out, f'fold{fold}', case.id)
         keep = lambda name, q, rules: remembered(out / 'ruled' / name / f'{digest(rules)}-{case.id}.json',
-                                                 lambda: measures(label_by_rules(q, seen, rules), case))
+                                                 lambda: measures(label_by_rules(q, case.seen, rules), case))
         row['rules'], row['fold_rules'] = keep(f'fold{fold}', p, chosen[fold]), asdict(chosen[fold])
         row['before']['rules'] = keep('before', stored(out, 'before', case.id), before)
-        for rules in seen_by:
-            seen_by[rules][case.id] = validation(p, case, seen, rules)
+        for rules in validations:
+            validations[rules][case.id] = validation(p, case, rules)
         print(case.id, flush=True)
     intervals = []
     for fold in range(5):
-        of = seen_by[chosen[fold]]
+        of = validations[chosen[fold]]
         fit = calibrate([of[r['case']] for r in rows if r['fold'] != fold], settings['alpha'])
         intervals += [intervals_of(fit, of[r['case']], r['case']) for r in rows if r['fold'] == fold]
-    whole = [seen_by[final][r['case']] for r in rows]
+    whole = [validations[final][r['case']] for r in rows]
     calibration = replace(score_doubt(calibrate(whole, settings['alpha']), whole), note=HELD_OUT)
     (out / 'calibration.json').write_text(json.dumps({'rules': asdict(final), 'calibration': calibration.to_dict()}), encoding='utf-8')
     return {'rules': {'chosen_on_all': asdict(final), 'before': asdict(before)}, 'intervals': {'alpha': settings['alpha'], **coverage(intervals)},
@@ -392,16 +410,17 @@ def digest(rules: Postprocess) -> str:
     return sha256(json.dumps(asdict(rules)).encode()).hexdigest()[:10]
 
 
-def false_volumes(out: Path, shared: Path, settings: dict, space, rules: Postprocess) -> dict:
+def false_volumes(out: Path, shared: Path, settings: dict, space: Space, rules: Postprocess) -> dict:
     "What is found where there is no tumour: volumes in mL by each network, plain and with the final rules."
     tags = ['before', *(f'fold{f}' for f in range(5)), 'shipped']
     found = {tag: {} for tag in tags if (out / 'probabilities' / tag).is_dir()}
     before = rules_of(load_model(out / 'init.safetensors'))
-    for case in without_tumour(shared, space.spacing_mm[0]):
-        seen = to_model_space(case, space)
+    for case in without_tumour(out, shared, space):
         for tag in found:
+            if not kept(out / 'probabilities' / tag, case.id).is_file():
+                continue
             p, own = stored(out, tag, case.id), before if tag == 'before' else rules
-            ml = {name: [round(float(m.sum() * case.geometry.voxel_ml), 2) for m in labels_to_regions(label_by_rules(p, seen, r))]
+            ml = {name: [round(float(m.sum() * case.geometry.voxel_ml), 2) for m in labels_to_regions(label_by_rules(p, case.seen, r))]
                   for name, r in (('plain', PLAIN), ('rules', own))}
             found[tag][case.id] = {name: dict(zip(REGIONS, values)) for name, values in ml.items()}
     return found
@@ -412,18 +431,19 @@ def false_summary(found: dict) -> dict:
     out = {}
     for tag, cases in found.items():
         fresh = [v for name, v in cases.items() if name.startswith('fresh')]
-        out[tag] = {'patients': {name: v for name, v in cases.items() if not name.startswith('fresh')},
-                    'phantoms': {how: {r: {'n': len(fresh), 'median_ml': round(float(np.median([v[how][r] for v in fresh])), 2),
+        out[tag] = {'patients': {name: v for name, v in cases.items() if not name.startswith('fresh')}}
+        if fresh:
+            out[tag] |= {'phantoms': {how: {r: {'n': len(fresh), 'median_ml': round(float(np.median([v[how][r] for v in fresh])), 2),
                                            'largest_ml': max(v[how][r] for v in fresh)} for r in REGIONS} for how in ('plain', 'rules')}}
     return out
 
 
-def of_the_mean(out: Path, shared: Path, settings: dict, space) -> dict:
+def of_the_mean(out: Path, shared: Path, settings: dict, space: Space) -> dict:
     "Dice of the shipped mean and of one network each on cases that both were trained on: a mean that fell below would be no good."
     rows, names = [], folds(shared, settings)
-    for fold, case, seen in each_case(shared, settings, space):
+    for fold, case in each_case(out, shared, settings, space):
         tag = seen_by(fold, names[fold].index(case.id))
-        dice = lambda of: {r: v['dice'] for r, v in measures(label_by_rules(stored(out, of, case.id), seen, PLAIN), case, False).items()}
+        dice = lambda of: {r: v['dice'] for r, v in measures(label_by_rules(stored(out, of, case.id), case.seen, PLAIN), case, False).items()}
         rows.append({'ml': reference_ml(case), **remembered(out / 'trained_on' / f'{case.id}.json', lambda: {'network': dice(tag), 'mean': dice('shipped')})})
     return {r: {'n': sum(scored(v, r) for v in rows),
                 **{which: round(float(np.mean([v[which][r] for v in rows if scored(v, r)])), 4) for which in ('network', 'mean')}} for r in REGIONS}

@@ -200,8 +200,8 @@ class Data49(StarterData):
 
 def all_studies(shared: Path) -> dict[str, Study]:
     "The 49 exams by name."
-    folders = ('cohorts/glioma42', 'data/msd', 'data/brats2021')
-    return {s.id: s for folder in folders for s in find_cases(shared / folder)}
+    schemas = {'cohorts/glioma42': 'brats2017', 'data/msd': 'msd', 'data/brats2021': 'brats2017'}  # BraTS-Africa's 3 is written as 4 there
+    return {s.id: s for folder, schema in schemas.items() for s in find_cases(shared / folder, schema=schema)}
 
 
 def folds(shared: Path, settings: dict) -> list[list[str]]:
