@@ -1,4 +1,4 @@
-"""Score the five networks of benchmarks/starter49.py on the patients that each has not seen, and the starter of before beside them.
+"""Score the networks of benchmarks/starter49.py on the patients that each has not seen, and the starter of before beside them.
 
     python benchmarks/outoffold.py predict --out runs/starter49 --shared ../shared  # what is trained so far; again when more is
     python benchmarks/outoffold.py collect --out runs/starter49 --shared ../shared  # benchmarks/results/starter49.json
@@ -128,7 +128,9 @@ def without_tumour(out: Path, shared: Path, space: Space) -> Iterable[Exam]:
 
 
 def finished(out: Path, settings: dict, fold: int) -> bool:
-    "Whether a network has had all its steps."
+    "Whether a network counts: the settings name it, and it has had all its steps."
+    if fold not in settings['networks']:
+        return False
     last = network_folder(out, fold) / 'checkpoints' / 'last.ckpt'
     return last.is_file() and load_checkpoint(last)['global_step'] >= settings['run']['trainer']['max_steps']
 
@@ -136,7 +138,7 @@ def finished(out: Path, settings: dict, fold: int) -> bool:
 def networks(out: Path, settings: dict) -> dict[str, Model]:
     "The starter of before, and the networks that are trained so far."
     found = {'before': load_model(out / 'init.safetensors')}
-    for fold in range(5):
+    for fold in settings['networks']:
         if finished(out, settings, fold):
             found[f'fold{fold}'] = load_model(network_folder(out, fold) / 'checkpoints' / 'last.ckpt')
     shipped = out / 'shipped.safetensors'
@@ -150,7 +152,7 @@ def predict_all(out: Path, shared: Path, settings: dict) -> None:
     for fold, names in enumerate(dealt):
         for number, name in enumerate(names):
             wanted = {'before': ('',), f'fold{fold}': ('', *MODALITIES)}
-            wanted |= {tag: ('',) for tag in (seen_by(fold, number), 'shipped')}
+            wanted |= {tag: ('',) for tag in (seen_by(fold, number, settings), 'shipped')}
             todo = {tag: v for tag, v in wanted.items() if tag in models and not all(kept(folder / tag, name, m).is_file() for m in v)}
             seen = exam(out, name, space, lambda: read_case(studies[name])).seen if todo else None
             for tag, variants in todo.items():
@@ -162,9 +164,10 @@ def predict_all(out: Path, shared: Path, settings: dict) -> None:
                 predict(model, case.seen, folder / tag, ('',))
 
 
-def seen_by(fold: int, number: int) -> str:
+def seen_by(fold: int, number: int, settings: dict) -> str:
     "One of the networks that were trained on a case: each network gets a part of its training cases."
-    return f'fold{(fold + 1 + number % 4) % 5}'
+    others = [f for f in settings['networks'] if f != fold]
+    return f'fold{others[number % len(others)]}'
 
 
 # ---- scoring
@@ -341,8 +344,8 @@ def coverage(rows: Sequence[dict]) -> dict:
 def each_case(out: Path, shared: Path, settings: dict, space: Space) -> Iterable[tuple[int, Exam]]:
     "Fold and exam, one after the other."
     studies = all_studies(shared)
-    for fold, names in enumerate(folds(shared, settings)):
-        for name in names:
+    for fold in settings['networks']:
+        for name in folds(shared, settings)[fold]:
             yield fold, exam(out, name, space, lambda: read_case(studies[name]))
 
 
@@ -377,9 +380,9 @@ def pending(out: Path, shared: Path, settings: dict, space: Space, wanted: set[s
 
 def with_rules(out: Path, shared: Path, settings: dict, space: Space, rows: list[dict]) -> dict:
     "Each case by the rules, and in the intervals, that the other folds chose."
-    chosen = [choose_rules([r['table'] for r in rows if r['fold'] != fold]) for fold in range(5)]
+    chosen = {fold: choose_rules([r['table'] for r in rows if r['fold'] != fold]) for fold in settings['networks']}
     final, before = choose_rules([r['table'] for r in rows]), rules_of(load_model(out / 'init.safetensors'))
-    by_name, validations = {r['case']: r for r in rows}, {rules: {} for rules in (final, *chosen)}
+    by_name, validations = {r['case']: r for r in rows}, {rules: {} for rules in (final, *chosen.values())}
     for fold, case in each_case(out, shared, settings, space):
         row, p = by_name[case.id], stored(out, f'fold{fold}', case.id)
         keep = lambda name, q, rules: remembered(out / 'ruled' / name / f'{digest(rules)}-{case.id}.json',
@@ -390,7 +393,7 @@ def with_rules(out: Path, shared: Path, settings: dict, space: Space, rows: list
             validations[rules][case.id] = validation(p, case, rules)
         print(case.id, flush=True)
     intervals = []
-    for fold in range(5):
+    for fold in settings['networks']:
         of = validations[chosen[fold]]
         fit = calibrate([of[r['case']] for r in rows if r['fold'] != fold], settings['alpha'])
         intervals += [intervals_of(fit, of[r['case']], r['case']) for r in rows if r['fold'] == fold]
@@ -412,7 +415,7 @@ def digest(rules: Postprocess) -> str:
 
 def false_volumes(out: Path, shared: Path, settings: dict, space: Space, rules: Postprocess) -> dict:
     "What is found where there is no tumour: volumes in mL by each network, plain and with the final rules."
-    tags = ['before', *(f'fold{f}' for f in range(5)), 'shipped']
+    tags = ['before', *(f'fold{f}' for f in settings['networks']), 'shipped']
     found = {tag: {} for tag in tags if (out / 'probabilities' / tag).is_dir()}
     before = rules_of(load_model(out / 'init.safetensors'))
     for case in without_tumour(out, shared, space):
@@ -442,7 +445,7 @@ def of_the_mean(out: Path, shared: Path, settings: dict, space: Space) -> dict:
     "Dice of the shipped mean and of one network each on cases that both were trained on: a mean that fell below would be no good."
     rows, names = [], folds(shared, settings)
     for fold, case in each_case(out, shared, settings, space):
-        tag = seen_by(fold, names[fold].index(case.id))
+        tag = seen_by(fold, names[fold].index(case.id), settings)
         dice = lambda of: {r: v['dice'] for r, v in measures(label_by_rules(stored(out, of, case.id), case.seen, PLAIN), case, False).items()}
         rows.append({'ml': reference_ml(case), **remembered(out / 'trained_on' / f'{case.id}.json', lambda: {'network': dice(tag), 'mean': dice('shipped')})})
     return {r: {'n': sum(scored(v, r) for v in rows),
@@ -453,7 +456,7 @@ def collect(out: Path, shared: Path, settings: dict) -> Path:
     "benchmarks/results/starter49.json."
     space = load_model(out / 'init.safetensors').space
     rows = rows_of(out, shared, settings, space)
-    if len(rows) < sum(map(len, folds(shared, settings))):
+    if len(rows) < sum(len(folds(shared, settings)[f]) for f in settings['networks']):
         print('not all folds are there:', json.dumps(summary(rows, lambda r: r['plain'])), flush=True)
         print('before, on the same:', json.dumps(summary(rows, lambda r: r['before']['plain'])), flush=True)
         return out / 'scores'

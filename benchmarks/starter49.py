@@ -1,7 +1,7 @@
 """Fine-tune the starter model on 49 real exams, and measure it out of fold.
 
     python benchmarks/starter49.py pool  --out runs/starter49                     # phantoms made ahead; can run beside training
-    python benchmarks/starter49.py train --out runs/starter49 --shared ../shared  # five networks, each without one fold; resumable
+    python benchmarks/starter49.py train --out runs/starter49 --shared ../shared  # a network without each fold; resumable
     python benchmarks/starter49.py mean  --out runs/starter49                     # the mean of their weights, to be measured too
     (now benchmarks/outoffold.py: predict, collect)
     python benchmarks/starter49.py ship  --out runs/starter49 --shared ../shared  # the mean exported, with split, card and figure
@@ -241,9 +241,9 @@ ATTRIBUTION = [
     'Phantoms: MNI152 atlas, ICBM (Fonov et al. 2011), as shipped with nilearn']
 
 
-def mean(out: Path) -> Path:
-    "The mean of the five networks' weights (Wortsman et al. 2022, arXiv:2203.05482), as a checkpoint and as an exported model."
-    checkpoint = mean_of([network_folder(out, fold) / 'checkpoints' / 'last.ckpt' for fold in range(5)], out / 'mean.ckpt')
+def mean(out: Path, settings: dict) -> Path:
+    "The mean of the networks' weights (Wortsman et al. 2022, arXiv:2203.05482), as a checkpoint and as an exported model."
+    checkpoint = mean_of([network_folder(out, fold) / 'checkpoints' / 'last.ckpt' for fold in settings['networks']], out / 'mean.ckpt')
     return export_model(checkpoint, out / 'shipped.safetensors')
 
 
@@ -280,7 +280,7 @@ def main() -> None:
             pool = Pool(args.out / 'pool', kind, build(Space, settings['run']['space']), settings['stream'])
             print(kind, sum(1 for _ in pool), flush=True)
     elif args.command == 'mean':
-        print(mean(args.out))
+        print(mean(args.out, settings))
     elif args.command == 'ship':
         print(ship(args.out, args.shared, settings))
     elif args.command == 'card':

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from neuroseg3d.checkpoint import STARTER
 from neuroseg3d.core import REGIONS
+from neuroseg3d.split import load_split
 
 HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / 'nbs' / 'images' / 'starter_volumes.png'
@@ -124,11 +125,15 @@ def card(settings: dict) -> str:
     stream, run = settings['stream'], settings['run']
     everyone = found['plain']['all']['WT']
     mean = found['mean']
-    ssa = sum('SSA' in r['case'] for r in found['cases'])
+    times, trained = len(settings['networks']), list(load_split(STARTER.with_name('starter_split.json')).cases)
+    remaining = '' if times == 5 else (f'The network without the fifth fold is still to be trained: the {len(trained) - len(settings["seven"]) - everyone["n"]} '
+                                       'exams of that fold are trained on and not scored.\n')
+    ssa = sum('SSA' in name for name in trained)
     slashed = lambda which: ' / '.join(f'{mean[r][which]:.3f}' for r in REGIONS)
+    from outoffold import patient  # these scripts import this one
     from starter49 import ATTRIBUTION, LICENCE
-    values = {'n_train': len(found['cases']) + len(settings['seven']), 'p_train': everyone['patients'] + len(settings['seven']), 'n_ssa': ssa,
-              'n_other': len(found['cases']) + len(settings['seven']) - ssa - 1, 'steps': run['trainer']['max_steps'],
+    values = {'n_train': len(trained), 'p_train': len({patient({'case': name}) for name in trained}), 'n_ssa': ssa, 'n_other': len(trained) - ssa - 1,
+              'times': ('four', 'five')[times - 4], 'remaining': remaining, 'steps': run['trainer']['max_steps'],
               'first': round(100 * (1 - settings['patches']['last_share'])), 'first_size': '×'.join(map(str, settings['patches']['first'])),
               'healthy': round(100 * stream['healthy_phantoms']), 'mirrored': round(100 * stream['mirrored']), 'phantoms': round(100 * stream['phantoms']),
               'n': everyone['n'], 'p': everyone['patients'], 'scores': scores_table(found), 'gain': gain_text(found),
