@@ -110,12 +110,14 @@ def failures_text(found: dict) -> str:
     under = sorted((r for r in rows if r['ml']['ET'] > 5), key=lambda r: r['plain']['ET']['found_ml'] / r['ml']['ET'])
     none = [r for r in rows if r['ml']['ET'] <= 0.5]
     small = sorted((r for r in rows if r['ml']['WT'] < 50), key=lambda r: -r['plain']['WT']['found_ml'] / r['ml']['WT'])
+    lost = [r for r in rows if r['plain']['WT']['found_ml'] < 0.5 * r['ml']['WT']]
     worst = sorted(rows, key=lambda r: r['plain']['WT']['dice'])
     return '\n'.join([
         f'- **Small cores are over-called**: {len(over)} references have a core below 20 mL; the largest factors: {", ".join(ml(r, "TC") for r in over[:4])}.',
         f'- **Large enhancement is under-called**: {", ".join(ml(r, "ET") for r in under[:4])}.',
         f'- **Enhancement where there is next to none**: {", ".join(ml(r, "ET") for r in none)}.',
         f'- **Small tumours**: those below 50 mL come out as {", ".join(ml(r, "WT") for r in small[:4])}.',
+        f'- **Tumours nearly lost**, since brains without one are part of the training: found at less than half of their size: {", ".join(ml(r, "WT") for r in lost)}.',
         f'- **Lowest Dice of the whole tumour**: {", ".join(map(dice, worst[:3]))}.'])
 
 

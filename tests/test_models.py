@@ -96,7 +96,7 @@ def test_model_command_lists_and_prints_the_card(capsys):
     assert main(['model', 'stater']) == 2
 
 
-def test_the_card_is_made_from_the_results(recipe):
+def test_the_card_is_made_from_the_results(recipe, scorer):
     assert script_module('starter_card').card(SETTINGS) == STARTER.with_suffix('.md').read_text(encoding='utf-8')
 
 
