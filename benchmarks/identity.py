@@ -29,6 +29,7 @@ from neuroseg3d.layouts import Study, find_cases
 from neuroseg3d.phantom import make_phantom
 
 RESULTS = Path(__file__).resolve().parent / 'results'
+SCHEMAS = {'glioma42': 'brats2017'}  # whose BraTS-Africa labels were written with the ids of 2017
 ONE_PATIENT = [{'BraTS-SSA-00076-000', 'BraTS-SSA-00081-000'}, {'BraTS-SSA-00115-000', 'BraTS-SSA-00121-000'}]  # at two dates
 WAYS = {'cut to the brain': 'the field of view is the brain box', '48 grey levels': 'each sequence rounded to 48 levels between its 0.05th and 99.95th percentile',
         'stored in LPS': 'first and second axis mirrored, with the affine', 'other units': 'each sequence times 0.2 to 5, plus 7',
@@ -187,7 +188,10 @@ def main() -> None:
     parser.add_argument('--split', type=Path, help='a split file to add identities to, in place of measuring')
     args = parser.parse_args()
     warnings.simplefilter('ignore')
-    studies = {s.id: s for folder in args.data for sub in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())) for s in found_in(sub)}
+    studies: dict[str, Study] = {}
+    for folder in args.data:
+        for sub in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
+            studies = {s.id: s for s in found_in(sub)} | studies  # the first finding counts: the folder that is named knows more
     if args.split:
         upgrade(args.split, list(studies.values()))
         return
@@ -199,7 +203,7 @@ def main() -> None:
 def found_in(folder: Path) -> list[Study]:
     "The cases of a folder that is a cohort, none of one that is not."
     try:
-        return [s for s in find_cases(folder) if set(s.images) == set(MODALITIES)]
+        return [s for s in find_cases(folder, schema=SCHEMAS.get(folder.name)) if set(s.images) == set(MODALITIES)]
     except ValueError:
         return []
 

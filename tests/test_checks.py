@@ -16,6 +16,7 @@ from neuroseg3d.cli import main
 from neuroseg3d.core import InputError
 from neuroseg3d.layouts import find_cases
 from neuroseg3d.nifti import write_label
+from neuroseg3d.guard import studies_not_trained_on
 from neuroseg3d.split import make_split, save_split
 from neuroseg3d.transforms import Space
 from neuroseg3d.unet import UNet, UNetConfig
@@ -154,7 +155,7 @@ def test_calibrate(cohort):
     model = Model([network], Space((6.0, 6.0, 6.0)), Windows(), 'regions', [{'split_sha256': split.digest, 'fold': fold}],
                   [cohort.parent / 'split.json'])
     with pytest.raises(InputError, match=AMBIGUOUS):  # of the cases that it was not trained on, before any is segmented
-        evaluate.studies_not_trained_on(model, cohort)
+        studies_not_trained_on(model, cohort)
 
 
 def test_what_has_no_partner_is_left_out_aloud(cohort, capsys):

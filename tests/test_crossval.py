@@ -75,7 +75,7 @@ def test_a_fold_that_was_stopped_goes_on_exactly(work, monkeypatch):
 
 def test_mistakes(work, capsys):
     for words, message in {('--folds', 'some'): 'found some, expected all, or numbers of folds',
-                           ('--folds', '2'): 'found [2] of data.n_folds 2, expected some of 0 to 1',
+                           ('--folds', '2'): 'found [2]; data.n_folds is 2, expected some of 0 to 1',
                            ('--folds', 'all', '--fold', '1'): 'found --ckpt_path or --fold beside it',
                            ('--folds', 'all', '--model.dropout', '0.5'): 'model.dropout: 0.0 in the checkpoint, 0.5 now'}.items():
         assert main([*TRAIN, *words]) == 2

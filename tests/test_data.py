@@ -1,8 +1,10 @@
 "Patches are a function of seed and step: not of workers, threads, cache, resumption or the number of processes."
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -16,8 +18,9 @@ from neuroseg3d.augment import Augment
 from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
                              plan_machine)
+from neuroseg3d.identity import patient_of
 from neuroseg3d.layouts import Study, find_cases
-from neuroseg3d.split import make_split, patient_of
+from neuroseg3d.split import load_split, make_split, save_split
 from neuroseg3d.transforms import Space
 
 STRONG = Augment(rotation_p=0.5, scaling_p=0.5, noise_p=0.5, blur_p=0.5, brightness_p=0.5, contrast_p=0.5,
@@ -137,14 +140,13 @@ def test_labels_stay_on_the_image(cases):
        seed=st.integers(0, 99))
 def test_no_patient_is_in_two_folds(tmp_path_factory, n, visits, folds, seed):
     file = tmp_path_factory.getbasetemp() / 'empty.nii.gz'
-    file.write_bytes(b'x')
     studies = [Study(f'BraTS-GLI-{p:05d}-{v:03d}', 'brats2023', {m: file for m in MODALITIES}) for p in range(n)
                for v in range(visits[p])]
-    if n < folds:
-        with pytest.raises(InputError, match='patient'):
-            make_split(studies, folds, seed)
-        return
-    split = make_split(studies, folds, seed)
+    with pytest.MonkeyPatch.context() as patch:  # by name alone: nothing is known of their voxels
+        patch.setattr('neuroseg3d.split._look_at_all', lambda studies, progress: {s.id: {'files': {}, 'identity': {'voxels': {}, 'thumbnails': {}}} for s in studies})
+        split = make_split(studies, folds, seed)
+    assert (split.n_folds, split.asked_folds) == ((folds, None) if n >= folds else (n, folds))
+    folds = split.n_folds
     homes = {}
     for i, case in split.cases.items():
         assert homes.setdefault(patient_of(i), case['fold']) == case['fold']
@@ -174,8 +176,30 @@ def test_module_notices_a_changed_cohort(tmp_path):
     label = root / 'labelsTr' / 'BALL_Tr00.nii.gz'
     image = nib.load(label)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine), label)
-    with pytest.raises(InputError, match='BALL_Tr00.nii.gz is not the file that was split'):
+    with pytest.raises(InputError, match='BALL_Tr00.nii.gz is not the file that was split .*; put back .*, or delete .*split_2folds_seed0.json'):
         SegmentationData(config, progress=False).setup()
+
+
+def test_a_label_of_the_same_size_and_date_is_noticed(tmp_path):
+    "By the split and by the cache, whose files are named after the content of a case."
+    root = write_cohort(tmp_path / 'balls', 2)
+    label, (study, _) = root / 'labelsTr' / 'BALL_Tr00.nii', find_cases(root).labelled
+    plain = nib.load(study.label)
+    nib.save(nib.Nifti1Image(np.asarray(plain.dataobj), plain.affine), label)  # without compression: another content has the same size
+    study.label.unlink()
+    study = replace(study, label=label)
+    split, before = make_split([study, find_cases(root).labelled[1]], 2), label.stat()
+    stored = cached_cases([study], Space(), 'disk', tmp_path / 'cache', progress=False, split=split)[0]
+    assert cached_cases([study], Space(), 'disk', tmp_path / 'cache', progress=False)[0].path == stored.path  # with or without a split
+    other = np.asarray(plain.dataobj)[::-1].copy()
+    nib.save(nib.Nifti1Image(other, plain.affine), label)
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (label.stat().st_size, label.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    again = cached_cases([study], Space(), 'disk', tmp_path / 'cache', progress=False)[0]
+    assert again.path != stored.path and not torch.equal(again.cut((0, 0, 0), again.shape)['label'], stored.cut((0, 0, 0), stored.shape)['label'])
+    save_split(split, tmp_path / 'split.json')
+    with pytest.raises(InputError, match='BALL_Tr00.nii is not the file that was split'):
+        load_split(tmp_path / 'split.json', [study, find_cases(root).labelled[1]])
 
 
 def test_a_missing_split_is_dealt_again_alike(tmp_path):

@@ -298,13 +298,13 @@ class DiesAt(torch.utils.data.Dataset):
 def test_training_cases_of_the_starter_model_are_known():
     "Its split comes with it, so that `evaluate` refuses to score what it was trained on."
     from neuroseg3d.checkpoint import STARTER
-    from neuroseg3d.evaluate import training_hashes
+    from neuroseg3d.guard import training_of
     from neuroseg3d.split import load_split
     facts = json.loads(STARTER.with_suffix('.json').read_text())
     split = load_split(STARTER.with_name('starter_split.json'))
     assert len(split.cases) == 49 and {*SETTINGS['seven'], *(r['case'] for r in FOUND['cases'])} <= set(split.cases)
-    found = training_hashes([{'split_sha256': facts['split_sha256'], 'fold': facts['fold']}], [])
-    assert found == {f['sha256'] for c in split.cases.values() for f in c['files'].values()}
+    found = training_of([{'split_sha256': facts['split_sha256'], 'fold': facts['fold']}])
+    assert found.files == {f['sha256'] for c in split.cases.values() for f in c['files'].values()}
 
 
 def test_pages_show_the_stored_results():
