@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from .core import Geometry, InputError
 
@@ -105,6 +104,7 @@ def _outside(volume: np.ndarray, found: Background) -> np.ndarray:
     "Voxels of the background; with noise, those that hang together with the border."
     if not found.noise:
         return volume == np.float32(found.value)
+    from scipy import ndimage  # takes a while to import, and few scans need it
     near = np.abs(volume - np.float32(found.value)) <= found.noise
     parts, _ = ndimage.label(near)
     touching = np.zeros(parts.max() + 1, bool)
@@ -133,9 +133,15 @@ def _zero_padded(volume: np.ndarray, value: float) -> str:
 
 def _box_within(volume: np.ndarray, value: float) -> tuple[slice, ...] | None:
     "The box around what is not background, where it is smaller than the volume and its faces hold no background."
-    boxes = ndimage.find_objects((volume != value).astype(np.uint8))
-    whole = not boxes or volume[boxes[0]].shape == volume.shape
-    return None if whole or np.mean(_faces(volume[boxes[0]]) == value) > 0.2 else boxes[0]
+    box = _box_of(volume != value)
+    whole = box is None or volume[box].shape == volume.shape
+    return None if whole or np.mean(_faces(volume[box]) == value) > 0.2 else box
+
+
+def _box_of(mask: np.ndarray) -> tuple[slice, ...] | None:
+    "The box around what is true, None where nothing is."
+    found = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found) if len(found[0]) else None
 
 # %% ../nbs/00d_brain.ipynb #3dbfdf1a
 #: No brain is larger, in mL.
@@ -183,7 +189,7 @@ def check_agreement(
     if len(there) < 2 or image[0].size * grid.voxel_ml < SMALLEST_FIELD_ML or max(there.values()) <= GROSS * min(there.values()):
         return
     smallest = min(there, key=there.get)
-    box = ndimage.find_objects((image[list(names).index(smallest)] != 0).astype(np.uint8))[0]
+    box = _box_of(image[list(names).index(smallest)] != 0)
     within = {n: np.count_nonzero(c[box]) * grid.voxel_ml for n, c in zip(names, image) if n in there}
     heads = [n for n, v in within.items() if v > GROSS * there[smallest]]
     if heads:

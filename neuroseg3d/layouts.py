@@ -159,8 +159,8 @@ def _json_schema(dataset: dict) -> str | None:
 @dataclass(frozen=True)
 class _Options:
     "What a user says about the cases that are looked for."
-    allow_missing: bool = False
-    channels: tuple[str, ...] | None = None
+    allow_missing: bool = False  # accept cases with any non-empty subset of the sequences
+    channels: tuple[str, ...] | None = None  # the order of the channels of 4-D files; None: as they or their dataset.json say
 
 
 def find_study(

@@ -25,6 +25,13 @@ def ball_case(seed: int, shape: tuple[int, int, int] = SHAPE) -> tuple[np.ndarra
     return image.astype(np.float32), label
 
 
+def state_order(folder: Path) -> Path:
+    "A dataset.json that says in which order the channels of the 4-D files of a folder are."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'dataset.json').write_text(json.dumps({'modality': {'0': 'FLAIR', '1': 'T1w', '2': 'T1gd', '3': 'T2w'}}))
+    return folder
+
+
 def ball_cohort(folder: Path, n: int, n_test: int = 0, shape: tuple[int, int, int] = SHAPE, spacing_mm: float = SPACING_MM) -> Path:
     "Write cases for training and for test."
     affine = np.diag([spacing_mm] * 3 + [1.0])

@@ -19,6 +19,8 @@ import pytest
 import torch
 from test_inference import model
 
+from balls import state_order
+
 from neuroseg3d import cli
 from neuroseg3d.casepage import write_page
 from neuroseg3d.checkpoint import export_model, load_checkpoint, save_checkpoint, write_ensemble
@@ -132,6 +134,7 @@ def test_files_have_the_mode_that_the_umask_leaves(umask, files, folders, tmp_pa
     before = os.umask(umask)
     try:
         made = write_all(tmp_path / 'out')
+        state_order(tmp_path)
         image = image_file(tmp_path / 'scan.nii.gz')
         infer_file(model(), image, tmp_path / 'pred' / 'A.nii.gz', device='cpu', extras=('probabilities', 'entropy'))
     finally:
@@ -151,6 +154,7 @@ def test_a_file_system_that_refuses_everything_but_to_write(tmp_path, monkeypatc
             monkeypatch.setattr(os, name, refuse)
     made = write_all(tmp_path / 'out')
     assert len(made) == 11 and (tmp_path / 'out' / 'b.ckpt').read_bytes() == (tmp_path / 'out' / 'a.ckpt').read_bytes()
+    state_order(tmp_path)
     image = image_file(tmp_path / 'scan.nii.gz')
     infer_file(model(), image, tmp_path / 'pred' / 'A.nii.gz', device='cpu')
     assert names(tmp_path / 'pred') == ['A.nii.gz', 'manifest.json']
@@ -430,7 +434,8 @@ sys.exit(cli.main(['demo']))
     ([signal.SIGINT, signal.SIGINT], 130, 'neuroseg3d: interrupted again: ended at once\n'),
     ([signal.SIGTERM, signal.SIGTERM], 143, 'neuroseg3d: interrupted again: ended at once\n')])
 def test_signals_end_a_command_with_their_code_and_a_line(signals, code, said, tmp_path):
-    job = subprocess.Popen([sys.executable, '-c', RUN, str(60 * (len(signals) - 1))], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen([sys.executable, '-c', RUN, str(60 * (len(signals) - 1))], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored where the tests run in the background
     assert job.stdout.readline() == 'at work\n'
     for signum in signals:
         job.send_signal(signum)

@@ -54,8 +54,9 @@ def poke(path, field: str, value, index=None):
 
 def four(folder, made: nib.Nifti1Image, change=None):
     folder.mkdir(exist_ok=True)
-    for name in ('flair', 't1', 't1ce', 't2'):
-        path = save(folder / f'P_{name}.nii', made)
+    for number, name in enumerate(('flair', 't1', 't1ce', 't2')):
+        own = np.asarray(made.dataobj) + (np.asarray(made.dataobj) != 0) * np.array(number, made.get_data_dtype())  # no two sequences are alike
+        path = save(folder / f'P_{name}.nii', type(made)(own, None, made.header))
         if change:
             poke(path, *change)
     return folder

@@ -17,6 +17,8 @@ import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from balls import state_order
+
 from neuroseg3d import windows
 from neuroseg3d.cases import read_case
 from neuroseg3d.checkpoint import Model, load_model
@@ -83,6 +85,7 @@ def dice(a, b):
 
 
 def test_every_orientation_gives_the_same_mask_in_the_world(phantom, tmp_path):
+    state_order(tmp_path)
     expected = predict_case(model(), phantom).label
     assert np.bincount(expected.ravel(), minlength=4).min() > 0  # every label is found, else nothing is tested
     for code in CODES:
@@ -97,6 +100,7 @@ def test_every_orientation_gives_the_same_mask_in_the_world(phantom, tmp_path):
 
 def test_a_tilted_head_gives_the_same_mask(phantom, tmp_path):
     "The affine turns, the voxels stay: model space follows the nearest axes, so that the mask is the same voxel by voxel."
+    state_order(tmp_path)
     expected = predict_case(model(), phantom).label
     for angles in ((0.1, 0.2, 0.3), (-0.4, 0.3, -0.2)):
         turn = np.eye(4)
@@ -112,6 +116,7 @@ def test_a_tilted_head_gives_the_same_mask(phantom, tmp_path):
 @pytest.mark.parametrize('kind,slope', [(np.int16, None), (np.uint16, None), (np.float32, None), (np.float64, None),
                                         (np.int16, 0.25)])
 def test_every_type_is_read_as_nibabel_reads_it(phantom, tmp_path, kind, slope, suffix):
+    state_order(tmp_path)
     source = tmp_path / f'a{suffix}'
     nib.save(stored(phantom, 'LAS', dtype=kind, slope=slope), source)
     case = read_case(source)
@@ -318,6 +323,7 @@ def test_stored_probabilities_say_which_region_each_volume_is(phantom, tmp_path)
 @pytest.mark.parametrize('kind', [nib.Nifti1Image, nib.Nifti2Image])
 def test_codes_units_and_kind_of_file_are_kept(phantom, tmp_path, kind, codes):
     "Files that say where they lie by one of the two ways, by both with different words, or not at all."
+    state_order(tmp_path)
     like, header = stored(phantom, 'LPS'), kind.header_class()
     header.set_data_shape(like.shape)
     header.set_qform(like.affine, codes[0])
@@ -360,6 +366,7 @@ def test_missing_sequences_are_zeros_and_said(phantom, tmp_path):
 
 
 def test_a_failed_case_leaves_nothing(phantom, tmp_path):
+    state_order(tmp_path)
     class Broken(torch.nn.Module):
         def forward(self, x):
             raise RuntimeError('no such kernel')
@@ -399,6 +406,7 @@ def test_ensembles_and_flips_average_probabilities(phantom):
 
 def test_a_segmentation_imports_nothing_heavy_that_it_does_not_need(phantom, tmp_path):
     "With the starter model, whose rules drop small parts."
+    state_order(tmp_path)
     nib.save(stored(phantom), tmp_path / 'a.nii.gz')
     code = f"""
 import sys
