@@ -171,13 +171,13 @@ def test_voxels_that_begin_nowhere_are_refused(tmp_path, offset, packed):
 
 @pytest.mark.contract('warned', 'images', 'gzip under the name .nii, or plain NIfTI under .nii.gz', 'read as what it is; the line says what to call it')
 def test_gzip_under_the_name_nii_and_the_other_way_round(tmp_path):
-    plain, packed = save(tmp_path / 'a.nii', image(OBLIQUE)), save(tmp_path / 'b.nii.gz', image(OBLIQUE))
-    wanted = nib.load(packed).get_fdata()
-    for path, name, remedy in ((packed, 'c.nii', 'holds gzip data under the name .nii: read as it is; call it c.nii.gz'),
-                               (plain, 'd.nii.gz', 'is called .gz and is not compressed: read as it is; call it d.nii')):
-        for m in ('flair', 't1', 't1ce', 't2'):
-            (tmp_path / name / f'P_{m}.nii{".gz" if name.endswith("gz") else ""}').parent.mkdir(exist_ok=True)
-            (tmp_path / name / f'P_{m}.nii{".gz" if name.endswith("gz") else ""}').write_bytes(path.read_bytes())
+    sound = four(tmp_path / 'sound', image(OBLIQUE))
+    wanted = nib.load(sound / 'P_t1.nii').get_fdata()
+    for pack, name, remedy in ((gzip.compress, 'c.nii', 'holds gzip data under the name .nii: read as it is; call it c.nii.gz'),
+                               (bytes, 'd.nii.gz', 'is called .gz and is not compressed: read as it is; call it d.nii')):
+        (tmp_path / name).mkdir()
+        for path in sound.iterdir():
+            (tmp_path / name / path.name.replace('.nii', name[1:])).write_bytes(pack(path.read_bytes()))
         with pytest.warns(UserWarning, match=remedy.split(';')[0]):
             case = read_case(tmp_path / name)
         assert np.array_equal(case.image[1], wanted) and np.allclose(case.geometry.affine, OBLIQUE, atol=1e-5)
