@@ -305,6 +305,7 @@ def test_training_cases_of_the_starter_model_are_known():
     assert len(split.cases) == 49 and {*SETTINGS['seven'], *(r['case'] for r in FOUND['cases'])} <= set(split.cases)
     found = training_of([{'split_sha256': facts['split_sha256'], 'fold': facts['fold']}])
     assert found.files == {f['sha256'] for c in split.cases.values() for f in c['files'].values()}
+    assert found.knows_exams and sorted(found.exams) == sorted(split.cases)  # a copy under other bytes is recognised too
 
 
 def test_pages_show_the_stored_results():
