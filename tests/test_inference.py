@@ -385,7 +385,7 @@ def test_a_failed_case_leaves_nothing(phantom, tmp_path):
     assert sorted(p.relative_to(tmp_path / 'out').as_posix() for p in (tmp_path / 'out').rglob('*') if p.is_file()) == [
         'a.nii.gz', 'entropy/a.nii.gz', 'manifest.json', 'probabilities/a.nii.gz']
     failures = infer_cohort(model(network=Broken()), studies[:1], tmp_path / 'broken', report=lines.append)
-    assert failures == {'a': 'no such kernel'} and not list((tmp_path / 'broken').rglob('*.nii.gz'))
+    assert failures == {'a': 'RuntimeError: no such kernel'} and not list((tmp_path / 'broken').rglob('*.nii.gz'))
 
 
 def test_ensembles_and_flips_average_probabilities(phantom):
