@@ -20,6 +20,7 @@ from .names import Name, channel_order, read_name, sequence_of
 from .nifti import PathLike, check_file, is_nifti, read_header, read_volumes, stem, stored_facts
 from .records import checked, read_json
 from .schemas import SCHEMAS, get_schema, implied_schema, schema_of_labels
+from .surroundings import readable
 
 # %% auto #0
 __all__ = ['Study', 'file_role', 'is_nifti_name', 'dataset_schema', 'find_study', 'check_complete', 'Cohort', 'find_cases']
@@ -36,6 +37,9 @@ class Study:
     stated: bool = False  # whether user or dataset.json state the schema; else names imply it, and ids may contradict them
     problem: str | None = None  # why its images cannot be read
     label_problem: str | None = None  # why its label cannot be read, or why it is not clear which file that is
+
+    def __post_init__(self):
+        object.__setattr__(self, 'id', readable(self.id))  # the files keep the names that they have
 
     @property
     def is_4d(self) -> bool:
@@ -674,7 +678,7 @@ class _Search:
         for group in groups.values():
             if group not in groups_here:
                 usable = group.bids or _LABEL_FOLDERS.fullmatch(folder.name)
-                self.labels.setdefault(group.case, []).extend(group.roles['label'] if usable else [])
+                self.labels.setdefault(readable(group.case), []).extend(group.roles['label'] if usable else [])
                 self.passed_over |= {} if usable else dict.fromkeys(group.roles['label'], 'a label map without scans beside it')
         self.passed_over |= left
 
@@ -704,4 +708,4 @@ class _Search:
         for folder in self.label_folders:
             images = folder.with_name(folder.name.replace('labels', 'images'))
             if images not in self.passed_over:
-                self.passed_over |= dict.fromkeys((p for p in _nifti_files(folder) if stem(p) not in cases), 'a label map without scans')
+                self.passed_over |= dict.fromkeys((p for p in _nifti_files(folder) if readable(stem(p)) not in cases), 'a label map without scans')

@@ -49,3 +49,21 @@ def ball_cohort(folder: Path, n: int, n_test: int = 0, shape: tuple[int, int, in
              'training': [{'image': f'./imagesTr/{x}.nii.gz', 'label': f'./labelsTr/{x}.nii.gz'} for x in names['Tr']]}
     (folder / 'dataset.json').write_text(json.dumps(about))
     return folder
+
+
+def ball_model(path: Path, **about) -> Path:
+    "A checkpoint of a network with random weights, for balls of 6 mm."
+    import torch
+
+    from neuroseg3d.checkpoint import KEY, describe, save_checkpoint
+    from neuroseg3d.config import to_dict
+    from neuroseg3d.transforms import Space
+    from neuroseg3d.unet import UNet, UNetConfig
+    from neuroseg3d.windows import Windows
+    settings = UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2))
+    config = {'model': to_dict(settings), 'space': to_dict(Space((SPACING_MM,) * 3)), 'infer': to_dict(Windows((32, 32, 32))),
+              'loss': {'targets': 'regions'}, 'optim': {'ema_decay': 0.0}}
+    torch.manual_seed(0)
+    weights = {f'network.{k}': v for k, v in UNet(settings).state_dict().items()}
+    save_checkpoint({'state_dict': weights, KEY: describe(config, {'schema': 'msd', **about})}, path)
+    return path
