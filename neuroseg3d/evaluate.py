@@ -25,6 +25,7 @@ from .names import read_name
 from .nifti import check_label, is_nifti, read_header, read_label, stem, stored_schema
 from .schemas import get_schema
 from .split import load_split
+from .surroundings import readable
 
 # %% auto #0
 __all__ = ['SCORES', 'LabelFile', 'case_name', 'find_labels', 'pair_labels', 'read_manifest', 'studies_of', 'evaluate_pair',
@@ -47,8 +48,8 @@ def case_name(
     "The case that a label map belongs to, by its file name."
     name = read_name(stem(path))
     if name.role == 'label' and name.case:
-        return name.case
-    return re.sub(r'[_\-.](seg|label|labels|pred|prediction)$', '', stem(path), flags=re.IGNORECASE)
+        return readable(name.case)
+    return readable(re.sub(r'[_\-.](seg|label|labels|pred|prediction)$', '', stem(path), flags=re.IGNORECASE))
 
 
 def find_labels(
@@ -86,7 +87,7 @@ def _by_case(files: Iterable[Path], schema: str | None) -> dict[str, LabelFile]:
     "Label maps by the case that their names tell."
     found: dict[str, LabelFile] = {}
     for path in files:
-        case = case_name(path) if not _is_label(path) or re.search(r'[_\-.](seg|labels?|pred|prediction)$', stem(path), re.I) else stem(path)
+        case = case_name(path) if not _is_label(path) or re.search(r'[_\-.](seg|labels?|pred|prediction)$', stem(path), re.I) else readable(stem(path))
         if case in found:
             raise InputError(f'{path}: a second label map for case {case}; the first is {found[case].path}')
         found[case] = LabelFile(path, schema)
