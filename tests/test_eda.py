@@ -33,7 +33,8 @@ def test_a_case_that_failed_is_told_by_the_exit_code(tmp_path, capsys):
     assert main(words) == 1
     told = capsys.readouterr()
     assert told.err.startswith(f'neuroseg3d: failed: BALL_Tr01: {damaged}: truncated') and told.err.count('\n') == 1
-    assert told.out.splitlines()[0] == '[1] BALL_Tr00' and told.out.endswith(f'{tmp_path / "out" / "index.html"}\n')
+    first, second, *_ = told.out.splitlines()
+    assert first == f'found 2 case(s) in {cohort}, 2 with a label' and second == '[1] BALL_Tr00' and told.out.endswith(f'{tmp_path / "out" / "index.html"}\n')
     assert list(json.loads((tmp_path / 'out' / 'fingerprint.json').read_text())['failed']) == ['BALL_Tr01']
     for command in ('eda', 'infer'):
         with pytest.raises(SystemExit):
