@@ -181,4 +181,4 @@ def test_what_is_no_test_set_is_refused(work, capsys):
     assert 'seen: found 3 case(s) with a reference, none that the ensemble was not trained on' in capsys.readouterr().err
     (work / 'broken.json').write_text('{"members": []}')
     assert main(['infer', '--ckpt_path', 'broken.json', '--input_image', 'cohort', '--output_dir', 'out']) == 2
-    assert 'broken.json: found 0 members' in capsys.readouterr().err
+    assert 'broken.json: members: found a list of 0' in capsys.readouterr().err
