@@ -149,7 +149,7 @@ def test_explain_goes_on_after_a_case_that_fails(cohort, monkeypatch, capsys):
 
 
 def test_calibrate(cohort):
-    split = make_split(find_cases(cohort), 2)
+    split = make_split(find_cases(cohort, schema='msd'), 2)
     save_split(split, cohort.parent / 'split.json')
     network = UNet(UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2))).eval()
     fold = next(f for f in range(2) if 'C' in split.val(f))
