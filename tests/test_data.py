@@ -185,13 +185,14 @@ def test_a_label_of_the_same_size_and_date_is_noticed(tmp_path):
     root = write_cohort(tmp_path / 'balls', 2)
     label, (study, _) = root / 'labelsTr' / 'BALL_Tr00.nii', find_cases(root).labelled
     plain = nib.load(study.label)
-    nib.save(nib.Nifti1Image(np.asarray(plain.dataobj), plain.affine), label)  # without compression: another content has the same size
+    ids = np.asarray(plain.dataobj)
+    nib.save(nib.Nifti1Image(ids, plain.affine), label)  # without compression: another content has the same size
     study.label.unlink()
     study = replace(study, label=label)
     split, before = make_split([study, find_cases(root).labelled[1]], 2), label.stat()
     stored = cached_cases([study], Space(), 'disk', tmp_path / 'cache', progress=False, split=split)[0]
     assert cached_cases([study], Space(), 'disk', tmp_path / 'cache', progress=False)[0].path == stored.path  # with or without a split
-    other = np.asarray(plain.dataobj)[::-1].copy()
+    other = ids[::-1].copy()
     nib.save(nib.Nifti1Image(other, plain.affine), label)
     os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (label.stat().st_size, label.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)

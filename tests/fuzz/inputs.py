@@ -61,7 +61,7 @@ def make_sound(folder: Path) -> None:
         image = np.zeros((14, 13, 12, 4), np.int16)
         image[2:12, 2:11, 2:10] = np.random.default_rng(n).integers(80, 120, (10, 9, 8, 4))
         label = np.zeros(image.shape[:3], np.uint8)
-        label[4:8, 4:8, 4:8], label[5:7, 5:7, 5:7] = 1, 3
+        label[4 + n:8 + n, 4:8, 4:8], label[5 + n:7 + n, 5:7, 5:7] = 1, 3  # two patients have two label maps
         affine = np.diag([2.0, 2.0, 2.0, 1.0])
         nib.save(nib.Nifti1Image(image, affine), cohort / 'imagesTr' / name)
         nib.save(nib.Nifti1Image(label, affine), cohort / 'labelsTr' / name)
