@@ -171,7 +171,7 @@ def test_command_refuses_and_leaves_nothing_behind(files, capsys, monkeypatch):
     assert main(arguments(files, '--region', 'ET')) == 2 and 'finds no enhancing tumour' in capsys.readouterr().err
     assert not files['out'].exists()
     monkeypatch.setattr(xai, 'show_attribution', lambda *a: (_ for _ in ()).throw(OSError('no space left')))
-    assert main(arguments(files, '--region', 'TC', '--method', 'grad_cam')) == 1
+    assert main(arguments(files, '--region', 'TC', '--method', 'grad_cam')) == 2
     assert not any(files['out'].iterdir())
 
 
