@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from balls import ball_case, ball_cohort
+from balls import ball_case, ball_cohort, state_order
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from neuroseg3d import xai
@@ -35,7 +35,7 @@ def scan_file(folder: Path, code: str) -> Path:
     image[22:48, 25:56, 3:26] = ball_case(5)[0]
     ornt = ornt_transform(axcodes2ornt('RAS'), axcodes2ornt(code))
     affine = np.eye(4) @ inv_ornt_aff(ornt, image.shape[:3])
-    path = folder / f'{code}.nii.gz'
+    path = state_order(folder) / f'{code}.nii.gz'
     nib.save(nib.Nifti1Image(np.ascontiguousarray(apply_orientation(image, ornt)), affine), path)
     return path
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from balls import ball_cohort
+from balls import ball_cohort, state_order
 
 from neuroseg3d.cli import main
 
@@ -82,7 +82,7 @@ def process(folder: Path, run: str, environment: dict, words: list, stop_at: int
     def audit(event, args):
         writes = event in ('os.rename', 'os.link', 'os.remove', 'os.mkdir') or event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR)
         if writes and f'{run}/' in f'{args[0]}/':
-            changed.append(f'{event} {args[0]}')
+            changed.append(f'{event} {args[1] if event in ("os.rename", "os.link") else args[0]}')  # what has the name in the end
     sys.addaudithook(audit)
     with open(f'{name}.txt', 'w') as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = main([str(w) for w in words])
@@ -210,7 +210,7 @@ def infer(run: str) -> list[str]:
 @pytest.fixture(scope='module')
 def new(work) -> list[str]:
     "Four new cases, of which one is damaged; the one that works alone segments them into 'alone'."
-    shutil.copytree(work / 'cohort' / 'imagesTs', work / 'new')
+    shutil.copytree(work / 'cohort' / 'imagesTs', state_order(work / 'new'), dirs_exist_ok=True)
     files = sorted((work / 'new').glob('*.nii.gz'))
     (work / 'new' / f'A_{files[0].name}').write_bytes(files[0].read_bytes()[:3000])
     together(work, 'alone', [{}], infer('alone'), code=1)
@@ -263,7 +263,7 @@ def test_the_command_line_starts_processes_for_all_folds(work):
     assert_same(work / 'cv' / 'fold_0', work / 'one')
     port = free_port()
     notes = together(work, 'cv', [torchrun(rank, port) for rank in (0, 1)], ['ensemble', '--run_dir', 'cv', '--device', 'cpu'])
-    made = [[c.split('/')[-1] for c in n['changed'] if c.startswith('os.rename') and 'out_of_fold/.' in c] for n in notes]
+    made = [[c.split('/')[-1] for c in n['changed'] if c.startswith('os.rename') and 'out_of_fold/' in c] for n in notes]
     assert all(made) and len(cases(work / 'cv' / 'out_of_fold')) == 5
     assert not any('scores' in c or 'ensemble.json' in c for c in notes[1]['changed'])
     assert (work / 'cv' / 'ensemble.json').is_file() and 'mean Dice out of fold' in (work / 'cv.0.txt').read_text()
