@@ -49,7 +49,22 @@ def module_of(path: Path) -> str | None:
 
 MODULES = {module_of(p): p for p in NOTEBOOKS if module_of(p)}
 SOURCES = sorted(p for p in (ROOT / PACKAGE).rglob('*.py') if p.name not in ('__init__.py', '__main__.py', '_modidx.py'))
-each_module = pytest.mark.parametrize('path', SOURCES, ids=[p.stem for p in SOURCES])
+
+
+def module_at(path: Path) -> str:
+    "Dotted name of a module inside the package."
+    return '.'.join(path.relative_to(ROOT / PACKAGE).with_suffix('').parts)
+
+
+each_module = pytest.mark.parametrize('path', SOURCES, ids=[module_at(p) for p in SOURCES])
+#: The wings in the order in which a study passes through them; an import points to the left, never to the right.
+WINGS = ('system', 'studies', 'phantom', 'plots', 'networks', 'inference', 'evaluation', 'training', 'review', 'delivery')
+
+
+def room_of(name: str) -> str | None:
+    "The module of the package that a dotted import is of; None for a wing as a whole."
+    parts = name.split('.')[1:]
+    return next((found for n in (2, 1) if (found := '.'.join(parts[:n])) in MODULES), None)
 
 
 def tree(path: Path) -> ast.Module:
@@ -76,7 +91,8 @@ def imported(path: Path) -> list[tuple[int, str]]:
         if isinstance(node, ast.Import):
             out += [(node.lineno, a.name) for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(filter(None, [PACKAGE if node.level else '', node.module]))
+            above = path.relative_to(ROOT).parent.parts[:node.level and len(path.relative_to(ROOT).parent.parts) - node.level + 1]
+            base = '.'.join([*above, *filter(None, [node.module])])
             out += [(node.lineno, f'{base}.{a.name}') for a in node.names]
     return out
 
@@ -144,34 +160,63 @@ def test_every_flag_is_one_that_the_tools_know(path):
 # ---- notebooks and modules
 
 def test_modules_and_notebooks_are_the_same_set():
-    exported = {p.relative_to(ROOT / PACKAGE).with_suffix('').as_posix() for p in SOURCES}
+    exported = {module_at(p) for p in SOURCES}
     assert exported == set(MODULES), 'a module without notebook is left over; a notebook without module was not exported'
 
 
 def test_modules_name_their_notebook():
     for path in SOURCES:
-        assert f'File to edit: ../nbs/{MODULES[path.stem].name}.' in path.read_text(encoding='utf-8'), path.name
+        up = '../' * len(path.relative_to(ROOT).parent.parts)
+        assert f'File to edit: {up}nbs/{MODULES[module_at(path)].name}.' in path.read_text(encoding='utf-8'), module_at(path)
 
 
 @each_module
 def test_imports_point_to_lower_numbers(path):
     order = {module: n for n, module in enumerate(sorted(MODULES, key=lambda m: MODULES[m].stem))}
+    here = module_at(path)
     for line, name in imported(path):
-        parts = name.split('.')
-        if parts[0] == PACKAGE and len(parts) > 1 and parts[1] != '__version__':
-            assert parts[1] in order, f'line {line}: {name} is no module of the package'
-            assert order[parts[1]] < order[path.stem] or parts[1] == path.stem, f'line {line}: {path.stem} imports {parts[1]}, which comes later'
+        if name.split('.')[0] == PACKAGE and name not in (PACKAGE, f'{PACKAGE}.__version__'):
+            assert room_of(name), f'line {line}: {name} is no module of the package'
+            assert order[room_of(name)] <= order[here], f'line {line}: {here} imports {room_of(name)}, which comes later'
+
+
+def wing(module: str) -> str:
+    "The folder of a module; the ground floor has none."
+    return module.split('.')[0] if '.' in module or module in WINGS else ''
+
+
+@each_module
+def test_arrows_between_wings_point_one_way(path):
+    here = wing(module_at(path))
+    for line, name in imported(path):
+        there = wing(room_of(name) or '') if name.startswith(f'{PACKAGE}.') else ''
+        if here and there:
+            assert WINGS.index(there) <= WINGS.index(here), f'line {line}: {here} imports {there}'
+        if here and name.startswith(f'{PACKAGE}.') and not there:
+            assert (room_of(name) or '__version__') in ('core', 'config', 'records', '__version__'), f'line {line}: {name}'
+
+
+@each_module
+def test_no_wing_needs_private_names_of_another(path):
+    private = [name for _, name in imported(path) if name.startswith(f'{PACKAGE}.') and wing(room_of(name) or '') != wing(module_at(path))
+               and name.split('.')[-1].startswith('_') and not name.endswith('__version__')]
+    assert not private
+
+
+def test_every_module_is_in_a_wing_of_the_plan():
+    assert {wing(m) for m in MODULES} - {''} <= set(WINGS)
 
 
 @each_notebook
 def test_notebooks_use_lower_numbers_too(path):
+    "Lessons too, except that patients that never were may sit for any of them."
     if module_of(path) is None:
         return
     for cell in read(path):
         if cell['cell_type'] == 'code':
-            for name in re.findall(rf'^\s*(?:from|import) {PACKAGE}\.(\w+)', cell['source'], flags=re.MULTILINE):
-                assert name in MODULES, f'{name} is no module of the package'
-                assert MODULES[name].stem <= path.stem, f'{path.stem} uses {MODULES[name].stem}'
+            for name in re.findall(rf'^\s*(?:from|import) ({PACKAGE}\.[\w.]+)', cell['source'], flags=re.MULTILINE):
+                assert room_of(name) or name.split('.')[1] in WINGS, f'{name} is no module of the package'
+                assert room_of(name) is None or wing(room_of(name)) == 'phantom' or MODULES[room_of(name)].stem <= path.stem, f'{path.stem} uses {MODULES[room_of(name)].stem}'
 
 
 # ---- the code
@@ -284,7 +329,7 @@ for name in {sorted(MODULES)!r}:
 """)
 
 
-@pytest.mark.parametrize('module', ['core', 'config', 'nifti', 'layouts', 'cases', 'cli'])
+@pytest.mark.parametrize('module', ['core', 'config', 'studies.nifti', 'studies.layouts', 'studies.cases', 'cli'])
 def test_light_modules_stay_light(module):
     loaded = python(f'import sys, {PACKAGE}.{module}; print(*sorted(m for m in sys.modules if "." not in m))').split()
     assert not set(loaded) & set(HEAVY)

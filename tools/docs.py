@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latex2mathml.converter import convert
+from redirects import write_redirects
 from refresh import NBS, ROOT, settings
 
 PROC, DOCS = ROOT / '_proc', ROOT / '_docs'
@@ -246,6 +247,7 @@ def render(quarto: bool) -> list[str]:
         warnings = build(PROC, quiet=True).warnings
     shutil.rmtree(DOCS, ignore_errors=True)
     shutil.move(PROC / '_docs', DOCS)
+    write_redirects(DOCS)
     for sheet in DOCS.rglob('*.css'):  # themes fetch fonts from the web; the site does without
         text = sheet.read_text(encoding='utf-8')
         sheet.write_text(re.sub(r'@import\s*(?:url\(["\']?https?:[^)]*\)|["\']https?:[^"\']*["\'])[^;]*;', '', text), encoding='utf-8')
@@ -254,8 +256,8 @@ def render(quarto: bool) -> list[str]:
 
 def fingerprint() -> str:
     "A digest of everything that the site is made from."
-    files = [ROOT / '_quarto.yml', ROOT / 'settings.ini', Path(__file__), NBS / 'styles.css',
-             *NBS.glob('*.ipynb'), *NBS.glob('images/*'), *(ROOT / PACKAGE).glob('*.py')]
+    files = [ROOT / '_quarto.yml', ROOT / 'settings.ini', Path(__file__), *Path(__file__).parent.glob('redirects.py'), NBS / 'styles.css',
+             *NBS.glob('*.ipynb'), *NBS.glob('images/*'), *(ROOT / PACKAGE).rglob('*.py')]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.name.encode() + b'\0' + hashlib.sha256(path.read_bytes()).digest())

@@ -1,7 +1,7 @@
 """Execute notebooks top to bottom and store their real outputs, cleaned.
 
     python tools/refresh.py            # every notebook
-    python tools/refresh.py 07_unet    # one
+    python tools/refresh.py 40_networks.unet    # one
 
 Cells marked `#| eval: false`, or with a flag of `tst_flags` in settings.ini (slow, gpu), are left as they are.
 """
@@ -68,7 +68,7 @@ def clean(path: Path) -> None:
 
 def main(names: list[str]) -> None:
     "Refresh the notebooks named, or all of them in order."
-    paths = [NBS / f'{Path(n).stem}.ipynb' for n in names] or sorted(NBS.glob('*.ipynb'))
+    paths = [NBS / f'{Path(n).name.removesuffix(".ipynb")}.ipynb' for n in names] or sorted(NBS.glob('*.ipynb'))
     for path in paths:
         print('running', path.name, flush=True)
         execute(path)
