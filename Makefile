@@ -1,7 +1,8 @@
 # Needs make and Python 3.10 or newer; everything else goes into .venv.
 #
 #   make demo    a cohort, a trained network, segmented cases, a report: runs/demo/report/index.html
-#   make test    every test: notebooks, pytest, sync of notebooks and package, documentation
+#   make test    every test: notebooks, pytest, sync of notebooks and package, documentation; W=studies: those of a wing
+#   make lint    ruff over notebooks, tests, tools and benchmarks
 #   make docs    the documentation site: _docs/index.html
 #   make clean   remove what the others made
 
@@ -16,7 +17,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 # smalldocs declares Python 3.11; it runs on 3.10 too, where it is installed past that declaration
 SMALLDOCS = $(shell sed -n 's/^\(smalldocs==[^;]*\).*/\1/p' constraints.txt)
 
-.PHONY: help demo test docs clean install dev
+.PHONY: help demo test lint docs clean install dev
 .DEFAULT_GOAL := help
 
 help:
@@ -44,7 +45,14 @@ dev: .venv/installed-dev
 demo: .venv/installed
 	@$(BIN)/neuroseg3d demo --output_dir runs/demo
 
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 15
+
+ifdef W
 test: .venv/installed-dev
+	@$(BIN)/python tools/run_notebooks.py --wing $(W)
+	@$(PYTEST) --wing $(W) tests
+else
+test: lint
 	@echo "== notebooks and package in step"
 	@$(BIN)/python tools/sync.py
 	@echo "== notebooks"
@@ -52,7 +60,12 @@ test: .venv/installed-dev
 	@echo "== documentation"
 	@$(BIN)/python tools/docs.py
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 15 tests
+	@$(PYTEST) tests
+endif
+
+lint: .venv/installed-dev
+	@echo "== lint"
+	@$(BIN)/ruff check --quiet nbs tests tools benchmarks
 
 docs: .venv/installed-dev
 	@$(BIN)/python tools/docs.py

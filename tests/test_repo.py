@@ -219,6 +219,12 @@ def test_notebooks_use_lower_numbers_too(path):
                 assert room_of(name) is None or wing(room_of(name)) == 'phantom' or MODULES[room_of(name)].stem <= path.stem, f'{path.stem} uses {MODULES[room_of(name)].stem}'
 
 
+def test_every_file_of_tests_has_a_wing():
+    from conftest import WINGS as wings
+    names = {p.stem.removeprefix('test_') for p in (ROOT / 'tests').glob('test_*.py')}
+    assert names == set(wings) and set(wings.values()) == {*WINGS, 'house'}
+
+
 # ---- the code
 
 @each_module

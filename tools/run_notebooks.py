@@ -48,6 +48,11 @@ def run(path: Path) -> tuple[Path, bool, str, float]:
 
 def main(names: list[str]) -> int:
     # the tutorials, which take longest, first
+    if names[:1] == ['--wing']:
+        names = [p.name for p in sorted(NBS.glob(f'*_{names[1]}.*ipynb'))]
+        if not names:
+            print('no notebook in this wing')
+            return 0
     paths = [NBS / f'{Path(n).name.removesuffix(".ipynb")}.ipynb' for n in names] or sorted(NBS.glob('*.ipynb'), reverse=True)
     missing = [p.name for p in paths if not p.exists()]
     if missing or not paths:
