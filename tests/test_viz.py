@@ -8,7 +8,9 @@ from scipy import ndimage
 from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import Case, Geometry
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.viz import make_view, mesh_figure, mesh_volume_ml, show_errors, show_modalities, show_planes, surface_mesh
+from neuroseg3d.plots.meshes import mesh_figure, mesh_volume_ml, surface_mesh
+from neuroseg3d.plots.planes import show_errors, show_modalities, show_planes
+from neuroseg3d.plots.views import make_view
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'
 
