@@ -39,9 +39,11 @@ class Picture(Figure):
     "A matplotlib figure that shows itself in a notebook and belongs to no global state."
 
     def draw(self, renderer) -> None:
+        for ax in self.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.get_ticklabels(which='both')  # writes them, so that they can be told apart
         for text in self.findobj(Text):
-            if not _POWER.fullmatch(text.get_text()):
-                text.set_parse_math(False)
+            text.set_parse_math(bool(_POWER.fullmatch(text.get_text())))
         super().draw(renderer)
 
     def png(self, dpi: float | None = None) -> bytes:
