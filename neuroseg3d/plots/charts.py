@@ -156,7 +156,7 @@ def page_head(
         'device. Nothing on this page may be used for diagnosis or for decisions about '
         'treatment.</p>')
 
-
+# %% ../../nbs/33_plots.charts.ipynb #6156a625
 def page_tail(
     *scripts: str,  # JavaScript to run
 ) -> str:  # HTML after the content

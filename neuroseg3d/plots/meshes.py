@@ -197,7 +197,7 @@ def _sides(points: np.ndarray) -> go.Scatter3d:
     return go.Scatter3d(x=x, y=y, z=z, mode='text', text=list('RLAPSI'), hoverinfo='skip',
                         textfont=dict(size=13, color=_QUIET), showlegend=False)
 
-
+# %% ../../nbs/32_plots.meshes.ipynb #5b1476ad
 def _scene() -> dict:
     "Axes in mm, at one scale, seen from the patient's front, slightly from above and the right."
     def axis(title: str) -> dict:
@@ -243,6 +243,19 @@ def _painted(trace: go.Mesh3d, geometry: Geometry, volume: np.ndarray) -> list[f
     values = ndimage.map_coordinates(volume, voxels, order=1, mode='nearest')
     return [round(float(v), 2) for v in np.nan_to_num(values)]
 
+# %% ../../nbs/32_plots.meshes.ipynb #ba0c4ef9
+def _paint_style(traces: Sequence[go.Mesh3d], geometry: Geometry, scale: Scale,
+                 volumes: Mapping[str, np.ndarray]) -> dict:
+    "What a button changes: numbers at the vertices, their colours, one colour bar."
+    regions, steps = [t.name.split()[0] for t in traces], len(scale.colours) - 1
+    return {'intensity': [_painted(t, geometry, volumes[r]) for t, r in zip(traces, regions)],
+            'cmin': scale.low, 'cmax': scale.high,
+            'colorscale': [[[i / steps, c] for i, c in enumerate(scale.colours)]],
+            'showscale': [n == 0 for n in range(len(traces))],
+            'colorbar.title.text': scale.unit.split(':')[0], 'colorbar.title.side': 'right',
+            'colorbar.thickness': 10, 'colorbar.len': 0.6,
+            'opacity': [{'WT': 0.45, 'TC': 0.6}.get(r, 1.0) for r in regions]}
+
 # %% ../../nbs/32_plots.meshes.ipynb #b86b5585
 def _paint_menu(traces: Sequence[go.Mesh3d], geometry: Geometry,
                 paint: Mapping[str, tuple[Scale, Mapping]]) -> dict:
@@ -257,19 +270,6 @@ def _paint_menu(traces: Sequence[go.Mesh3d], geometry: Geometry,
     return dict(type='buttons', direction='right', buttons=buttons, x=0.01, y=0.02, xanchor='left',
                 yanchor='bottom', pad=dict(t=0), bgcolor='rgba(128,128,128,.12)',
                 bordercolor='rgba(128,128,128,.35)', font=dict(size=11), showactive=False)
-
-
-def _paint_style(traces: Sequence[go.Mesh3d], geometry: Geometry, scale: Scale,
-                 volumes: Mapping[str, np.ndarray]) -> dict:
-    "What a button changes: numbers at the vertices, their colours, one colour bar."
-    regions, steps = [t.name.split()[0] for t in traces], len(scale.colours) - 1
-    return {'intensity': [_painted(t, geometry, volumes[r]) for t, r in zip(traces, regions)],
-            'cmin': scale.low, 'cmax': scale.high,
-            'colorscale': [[[i / steps, c] for i, c in enumerate(scale.colours)]],
-            'showscale': [n == 0 for n in range(len(traces))],
-            'colorbar.title.text': scale.unit.split(':')[0], 'colorbar.title.side': 'right',
-            'colorbar.thickness': 10, 'colorbar.len': 0.6,
-            'opacity': [{'WT': 0.45, 'TC': 0.6}.get(r, 1.0) for r in regions]}
 
 # %% ../../nbs/32_plots.meshes.ipynb #d0bd42c5
 def error_paint(

@@ -76,6 +76,15 @@ def _sequence(view: View, modality: str,
     low, high = np.percentile(some, window) if inside.size else (0, 1)
     return volume, (float(low), float(high))
 
+# %% ../../nbs/31_plots.planes.ipynb #f4c04e58
+def _sides(ax: Axes, letters: str) -> None:
+    "The letters of the patient's sides: left, right, top and bottom of the picture."
+    places = ((.04, .5, 'left', 'center'), (.96, .5, 'right', 'center'),
+              (.5, .96, 'center', 'top'), (.5, .04, 'center', 'bottom'))
+    for letter, (x, y, ha, va) in zip(letters, places):
+        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color=_INK, fontsize=7,
+                path_effects=[withStroke(linewidth=1.6, foreground='black')])
+
 # %% ../../nbs/31_plots.planes.ipynb #6284ac56
 def _grey(ax: Axes, view: View, volume: np.ndarray, panel: _Panel,
           window: tuple[float, float]) -> None:
@@ -91,15 +100,6 @@ def _grey(ax: Axes, view: View, volume: np.ndarray, panel: _Panel,
             color=_QUIET, linewidth=0.8, scalex=False, scaley=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-
-
-def _sides(ax: Axes, letters: str) -> None:
-    "The letters of the patient's sides: left, right, top and bottom of the picture."
-    places = ((.04, .5, 'left', 'center'), (.96, .5, 'right', 'center'),
-              (.5, .96, 'center', 'top'), (.5, .04, 'center', 'bottom'))
-    for letter, (x, y, ha, va) in zip(letters, places):
-        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color=_INK, fontsize=7,
-                path_effects=[withStroke(linewidth=1.6, foreground='black')])
 
 # %% ../../nbs/31_plots.planes.ipynb #9d0329e3
 def _foot(figure: Picture, ax: Axes, handles: list, note: str) -> None:
@@ -176,7 +176,7 @@ def _legend(layers: list, regions: Sequence[str], with_reference: bool) -> list:
             handles.append(looks[how])
     return handles
 
-
+# %% ../../nbs/31_plots.planes.ipynb #c6626fdc
 def _other(style: str) -> str:
     "How the reference is drawn beside a label in this style."
     if style not in ('contour', 'fill'):
@@ -295,7 +295,7 @@ def _reference_of(case: Case, reference: np.ndarray | None) -> np.ndarray:
         raise InputError(f'case {case.id} has no reference to compare with')
     return reference
 
-
+# %% ../../nbs/31_plots.planes.ipynb #3278a36b
 def _error_panels(view: View, maps: Mapping[str, np.ndarray], planes: Sequence[str],
                   at: Sequence[int] | None, at_mm: Sequence[float] | None) -> list[_Panel]:
     "A row a region, or a column a region where there is one plane."
@@ -372,7 +372,7 @@ def _fullest(values: np.ndarray) -> tuple[int, int, int]:
     others = [tuple(a for a in range(3) if a != axis) for axis in range(3)]
     return tuple(int(size.sum(axis=axes).argmax()) for axes in others)
 
-
+# %% ../../nbs/31_plots.planes.ipynb #54828751
 def _map_panels(view: View, maps: Mapping[str, np.ndarray], planes: Sequence[str],
                 at: Sequence[int] | None, at_mm: Sequence[float] | None) -> list[tuple]:
     "Panels, each with the map that it shows; where no place is asked for, at the most of it."
@@ -395,7 +395,7 @@ def _colour(ax: Axes, view: View, values: np.ndarray, panel: _Panel, scale: Scal
               origin='lower', extent=(0, w, 0, h), interpolation='nearest', aspect='auto',
               alpha=0.85)
 
-
+# %% ../../nbs/31_plots.planes.ipynb #44bb9f18
 def _colour_bar(figure: Picture, scale: Scale) -> None:
     "A thin bar above the foot, with its unit."
     inch = figure.get_figheight()
