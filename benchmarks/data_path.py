@@ -23,7 +23,7 @@ import torch
 
 from neuroseg3d.config import build
 from neuroseg3d.phantom import write_cohort
-from neuroseg3d.train import Config, SegmentationTask, faster_precision, open_data, try_step
+from neuroseg3d.training.task import Config, SegmentationTask, faster_precision, open_data, try_step
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'data_path.json'
 

@@ -1,4 +1,4 @@
-"""How alike exams of different patients look, and altered copies of one exam: what the limits of `neuroseg3d.identity` rest on.
+"""How alike exams of different patients look, and altered copies of one exam: what the limits of `neuroseg3d.studies.identity` rest on.
 
     python benchmarks/identity.py --data ../shared/data ../shared/cohorts/glioma42
     python benchmarks/identity.py --data ../shared/data --split neuroseg3d/models/starter_split.json
@@ -22,10 +22,10 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import MODALITIES, Case, Geometry
-from neuroseg3d.identity import SAME_EXAM, SAME_HEAD, Identity, as_text, identify, likeness, thumbnails
-from neuroseg3d.layouts import Study, find_cases
+from neuroseg3d.studies.identity import SAME_EXAM, SAME_HEAD, Identity, as_text, identify, likeness, thumbnails
+from neuroseg3d.studies.layouts import Study, find_cases
 from neuroseg3d.phantom import make_phantom
 
 RESULTS = Path(__file__).resolve().parent / 'results'
@@ -176,7 +176,7 @@ def pairs_of(exams: dict[str, Identity], names: list[str]) -> dict:
 
 def upgrade(path: Path, studies: list[Study]) -> None:
     "Add identities to a split file."
-    from neuroseg3d.split import load_split, save_split, with_identities
+    from neuroseg3d.studies.split import load_split, save_split, with_identities
     split = load_split(path)
     save_split(with_identities(split, [s for s in studies if s.id in split.cases], str(path)), path)
     print(f'{path}: {len(split.cases)} identities')

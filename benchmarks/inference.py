@@ -63,7 +63,7 @@ def train_base(data: str, output: Path) -> None:
 
 def path_of(name: str, output: Path) -> str:
     "The file of a model."
-    from neuroseg3d.checkpoint import STARTER
+    from neuroseg3d.networks.checkpoint import STARTER
     return str(STARTER if name == 'starter' else output / f'{name}.safetensors')
 
 
@@ -73,7 +73,7 @@ def recipe(ckpt: str, files: list[str], output: Path) -> dict:
     from monai.inferers import sliding_window_inference
     from monai.transforms import (Activationsd, AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged,
                                   NormalizeIntensityd, Orientationd, SaveImaged, Spacingd)
-    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.networks.checkpoint import load_model
     model = load_model(ckpt)
     network = model.networks[0].to(memory_format=torch.contiguous_format).eval()
     began = time.perf_counter()
@@ -96,8 +96,8 @@ def ours(ckpt: str, source: list[str], output: Path, step: str, variant: str) ->
     "The same by this library."
     from dataclasses import replace
     leave_out(step)
-    from neuroseg3d.checkpoint import load_model
-    from neuroseg3d.infer import fast_model, infer_file
+    from neuroseg3d.networks.checkpoint import load_model
+    from neuroseg3d.inference.predict import fast_model, infer_file
     model = load_model(ckpt)
     change = {'without 16 bits': {'precision': '32'}, 'with two windows at a time': {'batch': 2},
               'with an overlap of 0.75': {'overlap': 0.75}}.get(step, {})
@@ -117,7 +117,10 @@ def leave_out(step: str) -> None:
     import numpy as np
     import torch
 
-    from neuroseg3d import cases, core, nifti, postprocess, transforms, windows
+    from neuroseg3d import core
+    from neuroseg3d.inference import postprocess
+    from neuroseg3d.networks import windows
+    from neuroseg3d.studies import cases, nifti, preprocess as transforms
     if step == 'without the brain box':
         within = transforms.brain_box  # masks on the way back keep their box
         transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool and len(image) == 3 else
@@ -160,7 +163,7 @@ def by_matrix_product(volume, source, target, mode: str):
     import torch
     from torch.nn import functional as F
 
-    from neuroseg3d.transforms import _normalising
+    from neuroseg3d.studies.preprocess import _normalising
     lookup = torch.from_numpy(np.linalg.solve(source.affine, target.affine)).float()
     theta = _normalising(source.shape) @ lookup @ torch.from_numpy(np.linalg.inv(_normalising(target.shape).numpy()))
     places = F.affine_grid(theta[[2, 1, 0]][:, [2, 1, 0, 3]][None], [1, 1, *target.shape], align_corners=False)
@@ -238,7 +241,7 @@ def measure_step(args, name: str, step: str) -> dict:
 
 def measure_pairs(args, name: str) -> dict:
     "Medians, ratios and agreement of one model."
-    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.networks.checkpoint import load_model
     on_scan = load_model(path_of(name, Path(args.output_dir))).windows.grid == 'scan'
     variants = [v for v in VARIANTS if on_scan or v != 'box']
     runs = {v: [] for v in variants}
@@ -275,10 +278,10 @@ def dice(a, b) -> dict[str, float]:
 
 def agreement(args, name: str) -> dict:
     "What moves the answer: from the recipe to this library one difference at a time, and how near each comes to the expert."
-    from neuroseg3d.cases import read_case
-    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.layouts import find_study
+    from neuroseg3d.studies.layouts import find_study
     ckpt, folder = path_of(name, Path(args.output_dir)), folder_of(args, name, 'recipe')
     folder.mkdir(parents=True, exist_ok=True)
     recipe(ckpt, args.input_image, folder)
@@ -294,7 +297,7 @@ def steps_on_scan(model, case, files: list[str]) -> dict:
     from dataclasses import replace
 
     from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.infer import predict_case
+    from neuroseg3d.inference.predict import predict_case
     masks = lambda **change: labels_to_regions(predict_case(replace(model, windows=replace(model.windows, **change)), case, 'cpu').label)
     return {'its windows without their air, 32 bits': masks(precision='32'), 'and 16 bits where the processor has them: this library': masks(),
             "windows over the brain's box in their place": masks(grid='brain'), IN_A_HURRY: in_a_hurry(model, case)}
@@ -306,7 +309,7 @@ IN_A_HURRY = 'in a hurry: `--fast`'
 def in_a_hurry(model, case):
     "Masks of `--fast`."
     from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.infer import fast_model, predict_case
+    from neuroseg3d.inference.predict import fast_model, predict_case
     return labels_to_regions(predict_case(fast_model(model, 'cpu'), case, 'cpu').label)
 
 
@@ -318,9 +321,9 @@ def steps_over_box(model, case, files: list[str]) -> dict:
     import torch
 
     from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.infer import predict_case
-    from neuroseg3d.postprocess import Postprocess
-    from neuroseg3d.transforms import HALF, regions_to_native, to_model_space
+    from neuroseg3d.inference.predict import predict_case
+    from neuroseg3d.inference.postprocess import Postprocess
+    from neuroseg3d.studies.preprocess import HALF, regions_to_native, to_model_space
     plain, whole = replace(model, descriptions=[{}]), replace(model.space, margin_mm=9999.0)
     all_of_it, box = to_model_space(case, whole), to_model_space(case, model.space)
     images = before_network(model.space.spacing_mm, files)
@@ -355,7 +358,7 @@ def z_scores(image):
 
 def stock_windows(model, image):
     "Our network pass through the recipe's windows."
-    from neuroseg3d.windows import Windows, predict_probabilities
+    from neuroseg3d.networks.windows import Windows, predict_probabilities
     return predict_probabilities(model.networks, image, Windows(grid='scan'))
 
 
@@ -363,7 +366,7 @@ def stock_windows(model, image):
 
 def model_of(path: str) -> str:
     "What a model is, in words."
-    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.networks.checkpoint import load_model
     model = load_model(path)
     size = sum(p.numel() for p in model.networks[0].parameters()) / 1e6
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

@@ -21,20 +21,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import ndimage, stats
 
-from neuroseg3d.calibration import Calibration, Validation, calibrate, doubtful_ml, volume_interval
-from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import Model, load_checkpoint, load_model
+from neuroseg3d.inference.calibration import Calibration, Validation, calibrate, doubtful_ml, volume_interval
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.networks.checkpoint import Model, load_checkpoint, load_model
 from neuroseg3d.core import MODALITIES, REGIONS, Case, Geometry, labels_to_regions
-from neuroseg3d.infer import label_by_rules, masks_by_rules, rules_of
-from neuroseg3d.losses import get_targets, to_regions
-from neuroseg3d.metrics import score_case
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.inference.predict import label_by_rules, masks_by_rules, rules_of
+from neuroseg3d.networks.losses import get_targets, to_regions
+from neuroseg3d.evaluation.metrics import score_case
+from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.phantom import GENERATOR, Population, case_seed
-from neuroseg3d.postprocess import Postprocess, drop_small
-from neuroseg3d.split import patient_of
-from neuroseg3d.transforms import ModelCase, Space, to_model_space
-from neuroseg3d.uncertainty import expected_dice, near_tumour, score_doubt
-from neuroseg3d.windows import predict_probabilities
+from neuroseg3d.inference.postprocess import Postprocess, drop_small
+from neuroseg3d.studies.split import patient_of
+from neuroseg3d.studies.preprocess import ModelCase, Space, to_model_space
+from neuroseg3d.evaluation.uncertainty import expected_dice, near_tumour, score_doubt
+from neuroseg3d.networks.windows import predict_probabilities
 from starter import settings_of
 from starter49 import HERE, SEED, all_studies, folds, healthy_phantom, network_folder
 
@@ -304,7 +304,7 @@ def summaries(rows: Sequence[dict], name: str) -> dict:
 # ---- volumes, intervals, expected Dice
 
 def validation(p: torch.Tensor, case: Exam, rules: Postprocess) -> Validation:
-    "What `neuroseg3d.calibration.calibrate` needs, from stored probabilities."
+    "What `neuroseg3d.inference.calibration.calibrate` needs, from stored probabilities."
     seen = case.seen
     truth, brain = labels_to_regions(seen.label[0].numpy()), (seen.image != 0).any(0).numpy()
     near = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, seen.record.model.spacing_mm)

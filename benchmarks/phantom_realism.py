@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import MODALITIES, REGIONS, Case, InputError
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.phantom import best_threshold_dice, label_contrast, make_phantom
 
 

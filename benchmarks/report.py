@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from neuroseg3d.casepage import CaseResult, ModelCard, ReportOptions, _mesh, write_case
-from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import Model, load_model
+from neuroseg3d.review.casepage import CaseResult, ModelCard, ReportOptions, _mesh, write_case
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.core import Case
-from neuroseg3d.metrics import score_case
+from neuroseg3d.evaluation.metrics import score_case
 from neuroseg3d.phantom import make_phantom
-from neuroseg3d.report import _with_model
-from neuroseg3d.uncertainty import assess_case
+from neuroseg3d.review.report import _with_model
+from neuroseg3d.evaluation.uncertainty import assess_case
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'report.json'
 

@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from neuroseg3d.checkpoint import KEY, STARTER, description, export_model, load_checkpoint, load_model, save_checkpoint
+from neuroseg3d.networks.checkpoint import KEY, STARTER, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, REGIONS, Case
-from neuroseg3d.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
-from neuroseg3d.layouts import Study, find_cases
+from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
+from neuroseg3d.studies.layouts import Study, find_cases
 from neuroseg3d.phantom import (GENERATOR, Population, acquire, box_axes, brain_box, case_seed, draw_head, left_by_stripping,
                                 make_phantom, paint, phantom_geometry, sample_anatomy, smooth_field, soft, stream,
                                 to_scanner_units)
-from neuroseg3d.split import file_digest, make_split, save_split
-from neuroseg3d.train import Config
-from neuroseg3d.transforms import Space, to_model_space
+from neuroseg3d.studies.split import file_digest, make_split, save_split
+from neuroseg3d.training.task import Config
+from neuroseg3d.studies.preprocess import Space, to_model_space
 from starter import StarterData, config_of, mean_of, mirrored, settings_of, train
 from starter_card import write_card
 

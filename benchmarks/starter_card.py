@@ -7,9 +7,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from neuroseg3d.checkpoint import STARTER
+from neuroseg3d.networks.checkpoint import STARTER
 from neuroseg3d.core import REGIONS
-from neuroseg3d.split import load_split
+from neuroseg3d.studies.split import load_split
 
 HERE = Path(__file__).resolve().parent
 FIGURE = HERE.parent / 'nbs' / 'images' / 'starter_volumes.png'

@@ -15,9 +15,9 @@ import torch
 
 torch.set_num_threads(1)
 
-import neuroseg3d.checkpoint as checkpoint
-import neuroseg3d.tracking as tracking
-import neuroseg3d.train as train
+import neuroseg3d.networks.checkpoint as checkpoint
+import neuroseg3d.training.tracking as tracking
+import neuroseg3d.training.task as train
 from neuroseg3d.cli import main
 
 

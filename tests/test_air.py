@@ -13,15 +13,15 @@ import torch
 from balls import ball_case, ball_cohort, state_order
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from neuroseg3d import xai
-from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import KEY, Model, load_model, save_checkpoint
+from neuroseg3d.evaluation import attribution as xai
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.networks.checkpoint import KEY, Model, load_model, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError, labels_to_regions
-from neuroseg3d.infer import infer_file, predict_case
-from neuroseg3d.transforms import Space
-from neuroseg3d.unet import UNet, UNetConfig
-from neuroseg3d.windows import Windows
+from neuroseg3d.inference.predict import infer_file, predict_case
+from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.networks.unet import UNet, UNetConfig
+from neuroseg3d.networks.windows import Windows
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')

@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import Case, Geometry, InputError
-from neuroseg3d.transforms import Space, to_model_space
+from neuroseg3d.studies.preprocess import Space, to_model_space
 
 SHAPE, AFFINE = (32, 38, 30), np.diag([-5.0, -5.0, 5.0, 1.0])
 NAMES = ('flair', 't1', 't1ce', 't2')

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_schemas import write_study
 
-from neuroseg3d.checkpoint import KEY, STARTER, export_model, load_checkpoint, load_model, read_export, save_checkpoint
+from neuroseg3d.networks.checkpoint import KEY, STARTER, export_model, load_checkpoint, load_model, read_export, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError
-from neuroseg3d.data import DiskCases, Prepare, StoredCase
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.transforms import Space
+from neuroseg3d.training.data import DiskCases, Prepare, StoredCase
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.preprocess import Space
 
 
 def flip(path, bit):

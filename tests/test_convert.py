@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from test_schemas import write_study
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.cli import main
-from neuroseg3d.convert import convert_cohort
+from neuroseg3d.delivery.convert import convert_cohort
 from neuroseg3d.core import MODALITIES, InputError
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.studies.layouts import find_cases
 
 OBLIQUE = np.array([[0, -1.1, 0, 3], [0.72, 0, -1.5, -7], [0.54, 0, 2, 4], [0, 0, 0, 1.0]])
 SHAPE = (11, 12, 9)
 #: What the reader knows: nnU-Net's way and BIDS since it reads the entities of names.
-READ = ['nnunet', 'msd', 'brats', 'bids'] if find_spec('neuroseg3d.names') else ['msd', 'brats']
+READ = ['nnunet', 'msd', 'brats', 'bids'] if find_spec('neuroseg3d.studies.names') else ['msd', 'brats']
 
 
 def save(values, path, slope=1.0, inter=0.0, kind=nib.Nifti1Image):

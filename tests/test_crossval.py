@@ -12,13 +12,13 @@ import pytest
 import torch
 from balls import ball_cohort
 
-from neuroseg3d.calibration import stored_calibration
-from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import load_model
+from neuroseg3d.inference.calibration import stored_calibration
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.networks.checkpoint import load_model
 from neuroseg3d.cli import main
 from neuroseg3d.core import labels_to_regions
-from neuroseg3d.infer import predict_case
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.inference.predict import predict_case
+from neuroseg3d.studies.layouts import find_cases
 
 TRAIN = ['train', '--data.root', 'cohort', '--data.n_folds', '2', '--data.patch_size', '16', '--data.loader', 'none',
          '--space.spacing_mm', '6', '--model.preset', 'tiny', '--model.filters', '[4, 8, 8, 8]', '--trainer.max_steps', '30',
@@ -54,7 +54,7 @@ def test_finished_folds_are_left_alone(work, capsys):
 
 
 def test_a_fold_that_was_stopped_goes_on_exactly(work, monkeypatch):
-    import neuroseg3d.train as train
+    import neuroseg3d.training.task as train
     step, begun = train.SegmentationTask.training_step, []
 
     def failing(task, *args):

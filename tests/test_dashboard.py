@@ -15,15 +15,15 @@ import pytest
 import torch
 from browser import Browser, describe, find_chromium
 
-from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import KEY, describe as describe_model, save_checkpoint
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.networks.checkpoint import KEY, describe as describe_model, save_checkpoint
 from neuroseg3d.config import build, to_dict
-from neuroseg3d.dashboard import dashboard
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.nifti import write_label
+from neuroseg3d.review.dashboard import dashboard
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.nifti import write_label
 from neuroseg3d.phantom import write_cohort
-from neuroseg3d.train import Config
-from neuroseg3d.unet import UNet
+from neuroseg3d.training.task import Config
+from neuroseg3d.networks.unet import UNet
 
 SHOTS = os.environ.get('NEUROSEG3D_SCREENSHOTS')  # a folder that gets what the test saw
 
@@ -46,7 +46,7 @@ def work(tmp_path_factory) -> Path:
 def address(work):
     "Address of the dashboard, served by Voila."
     pytest.importorskip('voila', reason='Voila is not installed: the dashboard was not opened in a browser')
-    code = "from neuroseg3d.dashboard import dashboard\ndashboard('cohort', 'pred', 'model.ckpt', 'out', device='cpu')"
+    code = "from neuroseg3d.review.dashboard import dashboard\ndashboard('cohort', 'pred', 'model.ckpt', 'out', device='cpu')"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)],
                                         metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'}})
     nbformat.write(notebook, work / 'review.ipynb')

@@ -14,14 +14,14 @@ from balls import ball_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroseg3d.augment import Augment
+from neuroseg3d.training.augment import Augment
 from neuroseg3d.core import MODALITIES, InputError
-from neuroseg3d.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
+from neuroseg3d.training.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
                              plan_machine)
-from neuroseg3d.identity import patient_of
-from neuroseg3d.layouts import Study, find_cases
-from neuroseg3d.split import load_split, make_split, save_split
-from neuroseg3d.transforms import Space
+from neuroseg3d.studies.identity import patient_of
+from neuroseg3d.studies.layouts import Study, find_cases
+from neuroseg3d.studies.split import load_split, make_split, save_split
+from neuroseg3d.studies.preprocess import Space
 
 STRONG = Augment(rotation_p=0.5, scaling_p=0.5, noise_p=0.5, blur_p=0.5, brightness_p=0.5, contrast_p=0.5,
                  low_resolution_p=0.5, gamma_p=0.5, gamma_inverted_p=0.5, modality_dropout_p=0.3)
@@ -92,9 +92,9 @@ def test_global_generators_neither_matter_nor_change(cases):
 def test_another_process_makes_the_same_patches(cohort, cases):
     code = '''
 import hashlib, sys, torch
-from neuroseg3d.augment import Augment
-from neuroseg3d.data import PatchDataset, Prepare
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.training.augment import Augment
+from neuroseg3d.training.data import PatchDataset, Prepare
+from neuroseg3d.studies.layouts import find_cases
 torch.set_num_threads(3)
 patches = PatchDataset([Prepare()(s) for s in find_cases(sys.argv[1])], (24, 24, 24), seed=7, augment=Augment())
 print([hashlib.sha256(patches[i]['image'].numpy().tobytes()).hexdigest() for i in range(40, 52)])
@@ -143,7 +143,7 @@ def test_no_patient_is_in_two_folds(tmp_path_factory, n, visits, folds, seed):
     studies = [Study(f'BraTS-GLI-{p:05d}-{v:03d}', 'brats2023', {m: file for m in MODALITIES}) for p in range(n)
                for v in range(visits[p])]
     with pytest.MonkeyPatch.context() as patch:  # by name alone: nothing is known of their voxels
-        patch.setattr('neuroseg3d.split._look_at_all', lambda studies, progress: {s.id: {'files': {}, 'identity': {'voxels': {}, 'thumbnails': {}}} for s in studies})
+        patch.setattr('neuroseg3d.studies.split._look_at_all', lambda studies, progress: {s.id: {'files': {}, 'identity': {'voxels': {}, 'thumbnails': {}}} for s in studies})
         split = make_split(studies, folds, seed)
     assert (split.n_folds, split.asked_folds) == ((folds, None) if n >= folds else (n, folds))
     folds = split.n_folds
@@ -218,8 +218,8 @@ def test_a_missing_split_is_dealt_again_alike(tmp_path):
 
 def test_preparing_is_the_one_preprocessing(cohort, cases):
     "What is cached, which MONAI's transforms made, is bit for bit what `to_model_space` gives inference."
-    from neuroseg3d.cases import read_case
-    from neuroseg3d.transforms import to_model_space
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.studies.preprocess import to_model_space
     for study, stored in zip(find_cases(cohort), cases['disk']):
         model = to_model_space(read_case(study), Space())
         whole = stored.cut((0, 0, 0), stored.shape)

@@ -58,7 +58,7 @@ def process(folder: Path, run: str, environment: dict, words: list, stop_at: int
     os.environ.update({k: str(v) for k, v in environment.items()})
     os.chdir(folder)
     torch.set_num_threads(1)
-    import neuroseg3d.train as train
+    import neuroseg3d.training.task as train
     rank = next((environment[k] for k in ('RANK', 'SLURM_PROCID', 'NODE_RANK') if k in environment), 0)
     name = f'{run}.{rank}'
     validated, changed = [], []
@@ -91,7 +91,7 @@ def process(folder: Path, run: str, environment: dict, words: list, stop_at: int
 
 
 SERVER = multiprocessing.get_context('forkserver')  # it imports once what its children, one a process, need
-SERVER.set_forkserver_preload(['neuroseg3d.train', 'neuroseg3d.cli', 'test_devices'])
+SERVER.set_forkserver_preload(['neuroseg3d.training.task', 'neuroseg3d.cli', 'test_devices'])
 
 
 def together(folder: Path, run: str, environments: list[dict], words: list, stop_at: int | None = None, code: int = 0) -> list[dict]:
@@ -272,8 +272,8 @@ def test_the_command_line_starts_processes_for_all_folds(work):
 def test_stopping_the_cell_stops_the_training(work, monkeypatch):
     "What is launched from a notebook ends when the cell is interrupted, with all its processes, and leaves its checkpoint."
     from neuroseg3d.config import load_config
-    from neuroseg3d.devices import launch
-    from neuroseg3d.train import Config
+    from neuroseg3d.training.devices import launch
+    from neuroseg3d.training.task import Config
     monkeypatch.chdir(work)
     given = dict(zip((w.removeprefix('--') for w in WORDS[1::2]), map(str, WORDS[2::2])))
     given |= {'trainer.max_steps': '100000', 'trainer.output_dir': 'stopped', 'trainer.devices': '2'}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from neuroseg3d.core import InputError
-from neuroseg3d.download import download, extract, fetch
+from neuroseg3d.studies.download import download, extract, fetch
 
 
 def pack(files: dict, **special) -> bytes:
@@ -179,7 +179,7 @@ def test_corrupt_part_is_noticed(server, tmp_path):
 
 def test_killed_process_goes_on(server, tmp_path):
     server.delay_s = 0.2
-    code = ('import sys; from neuroseg3d.download import download; '
+    code = ('import sys; from neuroseg3d.studies.download import download; '
             'download(sys.argv[1], sys.argv[2], sys.argv[3], progress=False)')
     child = subprocess.Popen([sys.executable, '-c', code, str(tmp_path / 'Task'), server.url, MD5])
     part = tmp_path / 'Task.tar.part'

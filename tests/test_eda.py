@@ -6,7 +6,7 @@ import pytest
 from balls import ball_cohort
 
 from neuroseg3d.cli import main
-from neuroseg3d.eda import write_eda
+from neuroseg3d.evaluation.eda import write_eda
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'
 

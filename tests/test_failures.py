@@ -61,7 +61,7 @@ def test_infer_goes_on_past_a_case_that_fails(tmp_path, capsys, damage):
 
 
 def test_any_exception_of_a_case_is_its_failure(tmp_path, capsys, monkeypatch):
-    from neuroseg3d import infer
+    from neuroseg3d.inference import predict as infer
     cohort, real = write_cohort(tmp_path / 'cohort'), infer.predict_case
 
     def predict(model, case, *args, **options):
@@ -117,10 +117,10 @@ def test_where_all_fail_it_is_an_error(tmp_path, capsys):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_a_network_that_says_nan_is_an_error_and_no_mask(tmp_path, capsys, value):
-    from neuroseg3d.cases import read_case
-    from neuroseg3d.checkpoint import load_model
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.core import InputError
-    from neuroseg3d.infer import predict_case
+    from neuroseg3d.inference.predict import predict_case
     cohort, model = write_cohort(tmp_path / 'cohort', ['A']), load_model()
     list(model.networks[0].parameters())[-1].data.view(-1)[0] = value
     with pytest.raises(InputError, match='case A, model .*starter.safetensors: found .* logits that are NaN or infinite'):
@@ -143,7 +143,7 @@ def test_settings_that_would_cost_masks_or_days_are_refused(tmp_path, capsys, wo
 @pytest.mark.parametrize('grid', ['brain', 'scan'])
 def test_windows_that_would_take_days_are_refused_at_once(grid):
     from neuroseg3d.core import InputError
-    from neuroseg3d.windows import Windows, looks_at
+    from neuroseg3d.networks.windows import Windows, looks_at
     image = torch.zeros(4, 160, 150, 140)
     image[:, 10:150, 10:140, 10:130] = 1
     with pytest.raises(InputError, match='infer: size 96x96x96 and overlap 0.999999 make [0-9,]+ windows of 160x150x140 voxels, expected 50,000 at most'):
@@ -154,9 +154,9 @@ def test_windows_that_would_take_days_are_refused_at_once(grid):
 def test_voxels_too_small_for_memory_are_refused_with_numbers(tmp_path):
     from dataclasses import replace
 
-    from neuroseg3d.cases import read_case
+    from neuroseg3d.studies.cases import read_case
     from neuroseg3d.core import InputError
-    from neuroseg3d.transforms import Space, to_model_space
+    from neuroseg3d.studies.preprocess import Space, to_model_space
     cohort = write_cohort(tmp_path / 'cohort', ['A'])
     case = read_case(cohort / 'imagesTr' / 'A.nii.gz')
     case.geometry = replace(case.geometry, affine=np.diag([9.0, 9.0, 9.0, 1.0]))

@@ -22,21 +22,21 @@ from test_inference import model
 from balls import state_order
 
 from neuroseg3d import cli
-from neuroseg3d.casepage import write_page
-from neuroseg3d.checkpoint import export_model, load_checkpoint, save_checkpoint, write_ensemble
+from neuroseg3d.review.casepage import write_page
+from neuroseg3d.networks.checkpoint import export_model, load_checkpoint, save_checkpoint, write_ensemble
 from neuroseg3d.core import Case, Geometry, InputError
-from neuroseg3d.eda import write_eda
-from neuroseg3d.evaluate import evaluate, write_metrics
-from neuroseg3d.files import as_path, filled, second_name, sweep, write_bytes, write_json, write_table
-from neuroseg3d.folders import LOCK, FolderLock, Results, check_folder
-from neuroseg3d.infer import _Manifest, infer_cohort, infer_file, predictions
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.nifti import write_label
-from neuroseg3d.report import check_pages
-from neuroseg3d.resume import Interrupted, StopSignals
-from neuroseg3d.train import Config, TrainerConfig, _check_free, run_results
-from neuroseg3d.data import Data
-from neuroseg3d.xai import check_explanations
+from neuroseg3d.evaluation.eda import write_eda
+from neuroseg3d.evaluation.evaluate import evaluate, write_metrics
+from neuroseg3d.system.files import as_path, filled, second_name, sweep, write_bytes, write_json, write_table
+from neuroseg3d.system.folders import LOCK, FolderLock, Results, check_folder
+from neuroseg3d.inference.predict import _Manifest, infer_cohort, infer_file, predictions
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.nifti import write_label
+from neuroseg3d.review.report import check_pages
+from neuroseg3d.training.resume import Interrupted, StopSignals
+from neuroseg3d.training.task import Config, TrainerConfig, _check_free, run_results
+from neuroseg3d.training.data import Data
+from neuroseg3d.evaluation.attribution import check_explanations
 
 
 def names(folder: Path) -> list[str]:
@@ -331,7 +331,7 @@ def test_a_training_replaces_no_file_of_the_users(name, tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from neuroseg3d.folders import FolderLock
+from neuroseg3d.system.folders import FolderLock
 with FolderLock(Path(sys.argv[1]), 'train').held():
     print('held', flush=True)
     time.sleep(600)
@@ -353,7 +353,7 @@ def holder(tmp_path):
 @pytest.mark.contract('refused', 'processes', 'a second training in the folder of one that runs',
                       'the error says which process, where and since when; what a killed one has left is taken over')
 def test_a_second_training_is_refused_and_told_who_is_there(holder):
-    from neuroseg3d.train import fit
+    from neuroseg3d.training.task import fit
     folder, process = holder
     said = refusal(fit, Config(trainer=TrainerConfig(output_dir=str(folder))), verbose=False)
     assert f'{folder}: another process is at work in it (train, process {process.pid} on {os.uname().nodename}, since ' in said
@@ -399,7 +399,7 @@ def test_two_processes_in_one_folder_lose_nothing_of_its_manifest(tmp_path):
 @pytest.mark.contract('works', 'processes', 'half-written files of killed processes',
                       'removed by the next run in that folder')
 def test_what_killed_processes_leave_is_swept_and_nothing_else(cohort, tmp_path):
-    code = ("import os, signal, sys; from pathlib import Path; from neuroseg3d.files import filled\n"
+    code = ("import os, signal, sys; from pathlib import Path; from neuroseg3d.system.files import filled\n"
             "with filled(Path(sys.argv[1])) as path:\n    path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)")
     out = tmp_path / 'out'
     assert subprocess.run([sys.executable, '-c', code, out / 'A.nii.gz']).returncode == -signal.SIGKILL
@@ -455,7 +455,7 @@ def test_a_training_that_is_interrupted_twice_says_so(signum, capfd):
 # ---- exports
 
 def test_an_export_replaces_exports_only(tmp_path, request):
-    from neuroseg3d.checkpoint import STARTER
+    from neuroseg3d.networks.checkpoint import STARTER
     if not STARTER.is_file():
         pytest.skip('the package comes without a model here')
     for name in ('m.json', 'm.safetensors'):

@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import Case, Geometry, InputError
-from neuroseg3d.evaluate import evaluate
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.nifti import header_geometry, read_header, read_label, write_label
+from neuroseg3d.evaluation.evaluate import evaluate
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.nifti import header_geometry, read_header, read_label, write_label
 
 SHAPE = (20, 22, 24)
 TWO, ONE = np.diag([2, 2, 2, 1.0]), np.diag([1, 1, 1, 1.0])
@@ -296,7 +296,7 @@ def brute(pred, ref) -> tuple[float, float]:
 
 
 def test_diameters_of_a_sheared_grid():
-    from neuroseg3d.diameters import lesion_diameters
+    from neuroseg3d.evaluation.diameters import lesion_diameters
     mask = np.zeros((40, 44, 42), bool)
     mask[10:30, 12:32, 20] = True
     (found,) = lesion_diameters(mask, Geometry(mask.shape, SHEAR), min_ml=0)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from balls import ball_case, ball_cohort
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.config import build
 from neuroseg3d.core import InputError
-from neuroseg3d.evaluate import evaluate
-from neuroseg3d.guard import training_of
-from neuroseg3d.identity import SAME_EXAM, identify, likeness, one_patient
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.resume import load_checkpoint
-from neuroseg3d.split import Split, load_split, make_split, save_split
-from neuroseg3d.train import Config, fit
+from neuroseg3d.evaluation.evaluate import evaluate
+from neuroseg3d.inference.guard import training_of
+from neuroseg3d.studies.identity import SAME_EXAM, identify, likeness, one_patient
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.training.resume import load_checkpoint
+from neuroseg3d.studies.split import Split, load_split, make_split, save_split
+from neuroseg3d.training.task import Config, fit
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'
 MIRROR = np.array([[-1, 0, 0, 25], [0, -1, 0, 30], [0, 0, 1, 0], [0, 0, 0, 1]])  # the first two axes of 26 x 31 voxels the other way

@@ -19,18 +19,18 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from balls import state_order
 
-from neuroseg3d import windows
-from neuroseg3d.cases import read_case
-from neuroseg3d.checkpoint import Model, load_model
+from neuroseg3d.networks import windows
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
-from neuroseg3d.dashboard import Cohort
-from neuroseg3d.infer import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.nifti import store_facts, write_label
+from neuroseg3d.review.dashboard import Cohort
+from neuroseg3d.inference.predict import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.nifti import store_facts, write_label
 from neuroseg3d.phantom import make_phantom
-from neuroseg3d.report import read_results
-from neuroseg3d.transforms import Space, to_model_space
-from neuroseg3d.windows import FLIPS, Windows, predict_probabilities
+from neuroseg3d.review.report import read_results
+from neuroseg3d.studies.preprocess import Space, to_model_space
+from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities
 
 CODES = [''.join(c) for axes in ('RAS', 'RSA', 'ARS', 'ASR', 'SRA', 'SAR')
          for c in product(*[{'R': 'RL', 'A': 'AP', 'S': 'SI'}[a] for a in axes])]
@@ -141,7 +141,7 @@ def test_anisotropic_voxels_and_four_files(phantom, tmp_path):
 
 def test_a_mirrored_head_gets_the_mirrored_mask_from_a_network_that_is_not_symmetric(phantom):
     "With all flips, and windows that lie the same from both ends, on axes that windows cannot divide."
-    from neuroseg3d.unet import UNet, UNetConfig
+    from neuroseg3d.networks.unet import UNet, UNetConfig
     torch.manual_seed(0)
     network = UNet(UNetConfig(filters=(4, 6), strides=(1, 2), deep_supervision=0))
     image = to_model_space(phantom, Space((4.0, 4.0, 4.0))).image[:, :21, :33, :15]
@@ -183,10 +183,10 @@ def holds_patch(volume: torch.Tensor, patch: torch.Tensor) -> bool:
 
 def test_training_validation_inference_uncertainty_and_explanation_see_the_same_arrays(phantom, tmp_path):
     "What reaches the network is the same in every room, bit for bit: there is one preprocessing."
-    from neuroseg3d import xai
-    from neuroseg3d.augment import Augment
-    from neuroseg3d.data import Data, SegmentationData
-    from neuroseg3d.uncertainty import assess_case, validation_case
+    from neuroseg3d.evaluation import attribution as xai
+    from neuroseg3d.training.augment import Augment
+    from neuroseg3d.training.data import Data, SegmentationData
+    from neuroseg3d.evaluation.uncertainty import assess_case, validation_case
     root = cohort_of(phantom, tmp_path / 'cohort')
     case = read_case(find_cases(root)[0])
     whole = replace(model(), windows=Windows(size=(999, 999, 999), precision='32'))
@@ -442,8 +442,8 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import torch
-from neuroseg3d.unet import PRESETS, UNet
-from neuroseg3d.windows import Windows, predict_cost, predict_probabilities
+from neuroseg3d.networks.unet import PRESETS, UNet
+from neuroseg3d.networks.windows import Windows, predict_cost, predict_probabilities
 name, edge = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -471,8 +471,8 @@ MEMBERS = """
 import re, sys
 from pathlib import Path
 import torch
-from neuroseg3d.unet import PRESETS, UNet
-from neuroseg3d.windows import FLIPS, Windows, predict_probabilities
+from neuroseg3d.networks.unet import PRESETS, UNet
+from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities
 torch.set_num_threads(1)
 networks = [UNet(PRESETS['tiny']).eval().requires_grad_(False) for _ in range(3)]
 image, many = torch.rand(4, 128, 128, 128), sys.argv[1] == 'many'

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from balls import ball_case
 
-from neuroseg3d.cases import check_cases, read_case
+from neuroseg3d.studies.cases import check_cases, read_case
 from neuroseg3d.cli import find_inputs, main
 from neuroseg3d.core import InputError
-from neuroseg3d.data import Data, SegmentationData
-from neuroseg3d.evaluate import find_labels
-from neuroseg3d.layouts import find_cases, find_study
+from neuroseg3d.training.data import Data, SegmentationData
+from neuroseg3d.evaluation.evaluate import find_labels
+from neuroseg3d.studies.layouts import find_cases, find_study
 from neuroseg3d.phantom import write_cohort
 
 AFFINE = np.diag([6.0, 6, 6, 1])
@@ -301,7 +301,7 @@ def test_two_files_for_one_thing_are_refused(tmp_path):
 
 
 def test_a_prediction_named_after_a_visit_is_a_label(tmp_path):
-    from neuroseg3d.nifti import write_label
+    from neuroseg3d.studies.nifti import write_label
     case = read_case(brats(tmp_path / 'P1-T2'))
     write_label(tmp_path / 'pred' / 'P1-T2.nii.gz', case.label, case)
     assert list(find_labels(tmp_path / 'pred')) == ['P1-T2']

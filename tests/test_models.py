@@ -13,13 +13,13 @@ import pytest
 import torch
 import yaml
 
-from neuroseg3d.checkpoint import STARTER, load_model
+from neuroseg3d.networks.checkpoint import STARTER, load_model
 from neuroseg3d.cli import main
 from neuroseg3d.core import MODALITIES, REGIONS, labels_to_regions
-from neuroseg3d.infer import rules_of
-from neuroseg3d.metrics import overlap
+from neuroseg3d.inference.predict import rules_of
+from neuroseg3d.evaluation.metrics import overlap
 from neuroseg3d.phantom import Population, make_phantom, write_cohort
-from neuroseg3d.transforms import Space
+from neuroseg3d.studies.preprocess import Space
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = json.loads((ROOT / 'benchmarks' / 'results' / 'starter.json').read_text(encoding='utf-8'))  # of the starter of before
@@ -297,9 +297,9 @@ class DiesAt(torch.utils.data.Dataset):
 
 def test_training_cases_of_the_starter_model_are_known():
     "Its split comes with it, so that `evaluate` refuses to score what it was trained on."
-    from neuroseg3d.checkpoint import STARTER
-    from neuroseg3d.guard import training_of
-    from neuroseg3d.split import load_split
+    from neuroseg3d.networks.checkpoint import STARTER
+    from neuroseg3d.inference.guard import training_of
+    from neuroseg3d.studies.split import load_split
     facts = json.loads(STARTER.with_suffix('.json').read_text())
     split = load_split(STARTER.with_name('starter_split.json'))
     assert len(split.cases) == 49 and {*SETTINGS['seven'], *(r['case'] for r in FOUND['cases'])} <= set(split.cases)
@@ -309,14 +309,14 @@ def test_training_cases_of_the_starter_model_are_known():
 
 
 def test_pages_show_the_stored_results():
-    "What 11_infer and 05_transforms say was measured is what lies in benchmarks/results."
+    "What 54_inference.predict and 19_studies.preprocess say was measured is what lies in benchmarks/results."
     page, other = (''.join(''.join(c['source']) for c in json.loads((ROOT / 'nbs' / f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
-                           if c['cell_type'] == 'markdown') for name in ('11_infer', '05_transforms'))
+                           if c['cell_type'] == 'markdown') for name in ('54_inference.predict', '19_studies.preprocess'))
     for name in ('inference', 'subsets'):
         lines = (ROOT / 'benchmarks' / 'results' / f'{name}.md').read_text(encoding='utf-8').splitlines()
         rows = [line for line in lines if line.startswith('|')]
         assert len(rows) > 20 and [r for r in rows if r not in page] == []
-    doubt = ''.join(json.loads((ROOT / 'nbs' / '12_uncertainty.ipynb').read_text(encoding='utf-8'))['cells'][-2]['source'])
+    doubt = ''.join(json.loads((ROOT / 'nbs' / '64_evaluation.uncertainty.ipynb').read_text(encoding='utf-8'))['cells'][-2]['source'])
     rows = (ROOT / 'benchmarks' / 'results' / 'uncertainty.md').read_text(encoding='utf-8').splitlines()
     found = json.loads((ROOT / 'benchmarks' / 'results' / 'uncertainty.json').read_text(encoding='utf-8'))
     assert len(rows) == 5 and [r for r in rows if r not in doubt] == [] and found['n_test'] >= 40
@@ -326,7 +326,7 @@ def test_pages_show_the_stored_results():
         assert f'{measured["whole_process_s"]:.1f} s and {measured["peak_mb"]:.0f} MB' in other
     network = json.loads((ROOT / 'benchmarks' / 'results' / 'network_cpu.json').read_text(encoding='utf-8'))['presets']
     (base, large), unet = ((network[p]['ours']['step_s'], network[p]['dynunet']['step_s']) for p in ('base', 'large')), (
-        ROOT / 'nbs' / '07_unet.ipynb').read_text(encoding='utf-8')
+        ROOT / 'nbs' / '40_networks.unet.ipynb').read_text(encoding='utf-8')
     assert f'`base` takes {base[0]:.2f} s where DynUNet takes {base[1]:.2f}, `large` {large[0]:.1f} where it takes {large[1]:.1f}' in unet
     models = json.loads((ROOT / 'benchmarks' / 'results' / 'inference.json').read_text(encoding='utf-8'))['models']
     assert SETTINGS['init']['sha256'][:12] in models['starter']['model']  # of the starter of before: the same network, other weights

@@ -12,8 +12,8 @@ import pytest
 from balls import SPACING_MM, ball_case, ball_model
 
 from neuroseg3d.cli import main
-from neuroseg3d.evaluate import find_labels
-from neuroseg3d.layouts import find_cases, find_study
+from neuroseg3d.evaluation.evaluate import find_labels
+from neuroseg3d.studies.layouts import find_cases, find_study
 
 #: What a folder is called on the disk.
 NAMES = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import labels_to_regions
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.phantom import best_threshold_dice, label_contrast, make_phantom, write_cohort
 
 

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.checkpoint import Model, load_model
-from neuroseg3d.evaluate import evaluate
-from neuroseg3d.infer import infer_file
-from neuroseg3d.layouts import find_cases, find_study
+from neuroseg3d.networks.checkpoint import Model, load_model
+from neuroseg3d.evaluation.evaluate import evaluate
+from neuroseg3d.inference.predict import infer_file
+from neuroseg3d.studies.layouts import find_cases, find_study
 
 REAL = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data'
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f'no real cases at {REAL.name}/ beside the project')
@@ -62,9 +62,9 @@ def test_model_space_is_that_of_monais_own_chain(name, model):
     import torch
     from monai.transforms import Compose, ConcatItemsd, EnsureChannelFirstd, Invertd, LoadImaged
 
-    from neuroseg3d.augment import model_space_transforms
-    from neuroseg3d.cases import read_case
-    from neuroseg3d.transforms import regions_to_native, to_model_space
+    from neuroseg3d.training.augment import model_space_transforms
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.studies.preprocess import regions_to_native, to_model_space
     study = next(s for s in studies() if s.id == name)
     files = {path.name: str(path) for path in study.images.values()}
     chain = Compose([LoadImaged(files), EnsureChannelFirstd(files), ConcatItemsd(files, 'image'), *model_space_transforms(model.space).transforms])
@@ -82,16 +82,16 @@ def test_training_sees_what_inference_sees(study, model):
     "MONAI's transforms, by which training cases come into model space, against the way that inference takes: not a bit differs."
     import torch
 
-    from neuroseg3d.cases import read_case
-    from neuroseg3d.data import Prepare
-    from neuroseg3d.transforms import to_model_space
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.training.data import Prepare
+    from neuroseg3d.studies.preprocess import to_model_space
     there = to_model_space(read_case(study), model.space)
     trained = Prepare(model.space)(study)
     assert torch.equal(trained.image, there.image) and torch.equal(trained.label, there.label)
 
 
 def test_orientations_are_those_that_the_data_is_known_for():
-    from neuroseg3d.cases import read_case
+    from neuroseg3d.studies.cases import read_case
     codes = {s.id: read_case(s, with_label=False).geometry.orientation for s in studies()
              if s.id in ('BRATS_001', 'BraTS2021_01477', 'TCGA-06-1802', 'TCGA-DU-7294')}
     assert codes == {'BRATS_001': 'RAS', 'BraTS2021_01477': 'LPS', 'TCGA-06-1802': 'LAS', 'TCGA-DU-7294': 'LPS'}
@@ -99,7 +99,7 @@ def test_orientations_are_those_that_the_data_is_known_for():
 
 def test_regions_of_the_decathlon_case_have_their_published_volumes():
     "WT / TC / ET of BRATS_001 in mL, as counted by hand from the label map: sum of voxels / 1000."
-    from neuroseg3d.cases import read_case
+    from neuroseg3d.studies.cases import read_case
     study = find_study(REAL / 'msd/Task01_BrainTumour/imagesTr/BRATS_001.nii.gz')
     case, ids = read_case(study), np.asarray(nib.load(study.label).dataobj)
     for region, members in {'WT': (1, 2, 3), 'TC': (2, 3), 'ET': (3,)}.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from balls import ball_cohort
 
-from neuroseg3d.checkpoint import load_checkpoint
+from neuroseg3d.networks.checkpoint import load_checkpoint
 
 STEPS, EPOCH = 12, 4
 
@@ -262,14 +262,14 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(runs):
 @pytest.fixture
 def task():
     from neuroseg3d.config import build
-    from neuroseg3d.train import Config, SegmentationTask
+    from neuroseg3d.training.task import Config, SegmentationTask
     return SegmentationTask(build(Config, {'model': {'preset': 'tiny', 'filters': [4, 8, 8, 8]}, 'trainer': {'accelerator': 'cpu'}}))
 
 
 @pytest.mark.parametrize('has_bf16, before_s, after_s, chosen', [
     (True, 4.0, 2.9, 'bf16-mixed'), (True, 4.0, 3.1, '32-true'), (False, 4.0, 1.0, '32-true'), (True, 0.5, 0.1, '32-true')])
 def test_sixteen_bits_where_a_step_is_long_and_they_are_faster(task, monkeypatch, has_bf16, before_s, after_s, chosen):
-    import neuroseg3d.train as train
+    import neuroseg3d.training.task as train
     monkeypatch.setattr(train, 'cpu_has_bf16', lambda: has_bf16)
     monkeypatch.setattr(train, 'try_step', lambda *args: after_s)
     assert train.faster_precision(task, 2, before_s) == (chosen, after_s if chosen == 'bf16-mixed' else before_s)

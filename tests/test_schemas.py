@@ -9,12 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.cases import check_case, read_case
+from neuroseg3d.studies.cases import check_case, read_case
 from neuroseg3d.cli import main, make_parser
 from neuroseg3d.core import InputError, Label
-from neuroseg3d.layouts import find_cases
-from neuroseg3d.nifti import read_label, store_facts, stored_facts, write_label
-from neuroseg3d.schemas import COLLECTIONS, NAME_IT, SCHEMAS
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.nifti import read_label, store_facts, stored_facts, write_label
+from neuroseg3d.studies.schemas import COLLECTIONS, NAME_IT, SCHEMAS
 
 NEW, OLD = ('t2f', 't1n', 't1c', 't2w'), ('flair', 't1', 't1ce', 't2')
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

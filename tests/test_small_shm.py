@@ -11,9 +11,9 @@ import pytest
 MOUNT = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
 PREPARE = textwrap.dedent('''
     import hashlib, os, sys, time, torch
-    from neuroseg3d.augment import Augment
+    from neuroseg3d.training.augment import Augment
     from neuroseg3d.core import Geometry
-    from neuroseg3d.data import Data, MemoryCase, PatchDataset, StepSampler, make_loader, plan_machine, tumour_voxels
+    from neuroseg3d.training.data import Data, MemoryCase, PatchDataset, StepSampler, make_loader, plan_machine, tumour_voxels
 
     torch.manual_seed(0)
     image = torch.randn(4, 100, 110, 104)

@@ -22,7 +22,7 @@ from balls import ball_cohort
 from wandb.proto.wandb_internal_pb2 import Record
 
 from neuroseg3d.config import build
-from neuroseg3d.train import Config, ProgressLines, fit
+from neuroseg3d.training.task import Config, ProgressLines, fit
 
 BIN = Path(sys.executable).parent
 SETTINGS = {'data.n_folds': 2, 'data.patch_size': 16, 'data.loader': 'none', 'space.spacing_mm': 6.0, 'model.preset': 'tiny',
@@ -78,7 +78,7 @@ def cohort(tmp_path_factory) -> Path:
 #: A training that stands still after its first validation; W&B's own process goes on, and writes what it has got.
 STANDING = """
 import os, signal, sys
-import neuroseg3d.train as train
+import neuroseg3d.training.task as train
 from neuroseg3d.cli import main
 
 class Stand(train.pl.Callback):
@@ -137,7 +137,7 @@ def test_offline_run_holds_what_happened(interrupted):
 
 
 def test_offline_run_holds_configuration_and_origin(interrupted):
-    from neuroseg3d.tracking import git_revision
+    from neuroseg3d.training.tracking import git_revision
     last = parts(interrupted)[-1]
     settings = {u.key: json.loads(u.value_json) for r in last for c in (r.run.config, r.config) for u in c.update}
     assert settings['model']['preset'] == 'tiny' and settings['optim']['learning_rate'] == 1e-3
@@ -157,7 +157,7 @@ def test_model_is_an_artifact_with_names(interrupted):
     files = {c.path: Path(c.local_path) for c in newest.manifest.contents}
     assert set(files) == {'model.safetensors', 'model.json'} and all(f.is_file() for f in files.values())
     assert all(interrupted in f.parents for f in files.values())
-    from neuroseg3d.checkpoint import read_export
+    from neuroseg3d.networks.checkpoint import read_export
     renamed = interrupted / 'model.safetensors'
     renamed.write_bytes(files['model.safetensors'].read_bytes())
     assert read_export(renamed)[1]['step'] == 4

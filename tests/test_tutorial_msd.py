@@ -17,7 +17,7 @@ REAL = ROOT.parent / 'shared' / 'data' / 'msd' / 'Task01_BrainTumour'
 @pytest.mark.skipif(not REAL.is_dir(), reason='no real Decathlon case beside the project')
 def test_it_runs_unchanged_on_one_patient(tmp_path):
     shutil.copytree(REAL, tmp_path / 'Task01_BrainTumour')
-    notebook = json.loads((ROOT / 'nbs' / '21_tutorial_msd.ipynb').read_text(encoding='utf-8'))
+    notebook = json.loads((ROOT / 'nbs' / '91_tutorial_msd.ipynb').read_text(encoding='utf-8'))
     cells = [''.join(c['source']) for c in notebook['cells'] if c['cell_type'] == 'code']
     code = '\n'.join(c for c in cells if '%pip' not in c)
     assert code.count('#| msd') >= 8

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from neuroseg3d.cases import read_case
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import Case, Geometry
-from neuroseg3d.layouts import find_cases
+from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.viz import make_view, mesh_figure, mesh_volume_ml, show_errors, show_modalities, show_planes, surface_mesh
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'

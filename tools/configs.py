@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from neuroseg3d.train import Config
+from neuroseg3d.training.task import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {

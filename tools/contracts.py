@@ -1,4 +1,4 @@
-"""Write nbs/17_contracts.ipynb, the page *What is refused, what is warned of, what is converted*, from the tests.
+"""Write nbs/95_contracts.ipynb, the page *What is refused, what is warned of, what is converted*, from the tests.
 
 A test that holds a promise about odd input says so with a mark, and the mark becomes a row of the page:
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from refresh import NBS, ROOT, settings
 
-PAGE = NBS / '17_contracts.ipynb'
+PAGE = NBS / '95_contracts.ipynb'
 TESTS = ROOT / 'tests'
 #: What may become of an input; its heading and what that says.
 KINDS = {

@@ -1,7 +1,7 @@
 """Execute notebooks top to bottom and store their real outputs, cleaned.
 
     python tools/refresh.py            # every notebook
-    python tools/refresh.py 07_unet    # one
+    python tools/refresh.py 40_networks.unet    # one
 
 Cells marked `#| eval: false`, or with a flag of `tst_flags` in settings.ini (slow, gpu), are left as they are.
 """

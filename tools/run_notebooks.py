@@ -1,7 +1,7 @@
 """Run every notebook as a test, as nbdev_test does, two at a time, and say how many ran.
 
     python tools/run_notebooks.py            # all
-    python tools/run_notebooks.py 07_unet    # some
+    python tools/run_notebooks.py 40_networks.unet    # some
 
 Cells with a flag of `tst_flags` (slow, gpu, msd) are left out, as nbdev does. Two things differ from nbdev_test: finding nothing to test
 is a failure, and each notebook's process begins as a copy of one that has the large libraries in memory, since importing

@@ -44,13 +44,13 @@ def make_sound(folder: Path) -> None:
     import torch
     import yaml
 
-    from neuroseg3d.calibration import Calibration
-    from neuroseg3d.checkpoint import KEY, describe, export_model, save_checkpoint, write_ensemble
+    from neuroseg3d.inference.calibration import Calibration
+    from neuroseg3d.networks.checkpoint import KEY, describe, export_model, save_checkpoint, write_ensemble
     from neuroseg3d.config import build, to_dict
-    from neuroseg3d.layouts import find_cases
-    from neuroseg3d.split import make_split, save_split
-    from neuroseg3d.train import Config
-    from neuroseg3d.unet import UNet
+    from neuroseg3d.studies.layouts import find_cases
+    from neuroseg3d.studies.split import make_split, save_split
+    from neuroseg3d.training.task import Config
+    from neuroseg3d.networks.unet import UNet
     cohort = folder / 'cohort'
     for sub in ('imagesTr', 'labelsTr'):
         (cohort / sub).mkdir(parents=True)
@@ -155,9 +155,9 @@ def _change(change: Callable[[random.Random, bytes], bytes], name: str) -> Calla
 
 def read_cohort(folder: Path) -> None:
     "Find, check and read every case."
-    from neuroseg3d.cases import check_case, read_case
+    from neuroseg3d.studies.cases import check_case, read_case
     from neuroseg3d.core import InputError
-    from neuroseg3d.layouts import find_cases
+    from neuroseg3d.studies.layouts import find_cases
     failed = None
     for study in find_cases(folder / 'cohort', split='all'):
         for step in (check_case, read_case):
@@ -170,32 +170,32 @@ def read_cohort(folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> None:
-    from neuroseg3d.cases import read_case
+    from neuroseg3d.studies.cases import read_case
     read_case(folder / 'case')
 
 
 def score(folder: Path) -> None:
-    from neuroseg3d.evaluate import evaluate
+    from neuroseg3d.evaluation.evaluate import evaluate
     evaluate(folder / 'pred', folder / 'cohort', folder / 'scores')
 
 
 def describe(folder: Path) -> None:
-    from neuroseg3d.eda import write_eda
+    from neuroseg3d.evaluation.eda import write_eda
     write_eda(folder / 'cohort', folder / 'eda')
 
 
 def read_split(folder: Path) -> None:
-    from neuroseg3d.layouts import find_cases
-    from neuroseg3d.split import load_split
+    from neuroseg3d.studies.layouts import find_cases
+    from neuroseg3d.studies.split import load_split
     load_split(folder / 'split.json')
     load_split(folder / 'split.json', find_cases(folder / 'cohort'))
 
 
 def read_manifest(folder: Path) -> None:
     "The manifest, as scores and pages use it."
-    from neuroseg3d.casepage import ModelCard
-    from neuroseg3d.evaluate import find_labels, find_training_cases, pair_labels
-    from neuroseg3d.evaluate import read_manifest as read
+    from neuroseg3d.review.casepage import ModelCard
+    from neuroseg3d.evaluation.evaluate import find_labels, find_training_cases, pair_labels
+    from neuroseg3d.evaluation.evaluate import read_manifest as read
     entries = read(folder / 'pred')
     find_training_cases(pair_labels(find_labels(folder / 'pred'), find_labels(folder / 'cohort')), entries, [folder / 'split.json'])
     for entry in entries.values():
@@ -205,9 +205,9 @@ def read_manifest(folder: Path) -> None:
 def use_model(name: str) -> Callable[[Path], None]:
     "Load a model and segment a case with it."
     def use(folder: Path) -> None:
-        from neuroseg3d.cases import read_case
-        from neuroseg3d.checkpoint import load_model
-        from neuroseg3d.infer import predict_case
+        from neuroseg3d.studies.cases import read_case
+        from neuroseg3d.networks.checkpoint import load_model
+        from neuroseg3d.inference.predict import predict_case
         model = load_model(folder / name)
         repr(model)
         if np.prod(model.windows.size) <= 64**3 and sum(p.numel() for p in model.networks[0].parameters()) < 10**6 and min(model.space.spacing_mm) >= 1:
@@ -217,18 +217,18 @@ def use_model(name: str) -> Callable[[Path], None]:
 
 def read_settings(folder: Path) -> None:
     from neuroseg3d.config import load_config
-    from neuroseg3d.train import Config
+    from neuroseg3d.training.task import Config
     load_config(Config, folder / 'settings')
 
 
 def read_words(folder: Path) -> None:
     from neuroseg3d.config import load_config
-    from neuroseg3d.train import Config
+    from neuroseg3d.training.task import Config
     load_config(Config, None, dict(json.loads((folder / 'words.json').read_text())))
 
 
 def unpack(folder: Path) -> None:
-    from neuroseg3d.download import extract
+    from neuroseg3d.studies.download import extract
     extract(folder / 'data.tar', folder / 'unpacked')
 
 
@@ -236,10 +236,10 @@ def write_pages(folder: Path) -> None:
     "A report of a case with hostile names; what is written holds no markup of theirs."
     from dataclasses import replace
 
-    from neuroseg3d.casepage import CaseResult, ReportOptions
-    from neuroseg3d.cases import read_case
-    from neuroseg3d.report import write_report
-    from neuroseg3d.schemas import get_schema
+    from neuroseg3d.review.casepage import CaseResult, ReportOptions
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.review.report import write_report
+    from neuroseg3d.studies.schemas import get_schema
     name, title, note = json.loads((folder / 'words.json').read_text())
     case = read_case(folder / 'cohort' / 'imagesTr' / 'A.nii.gz')
     result = CaseResult(replace(case, id=name), case.label, [], notes=[note])
