@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 from . import __version__
 from .system.surroundings import settle, tell
@@ -67,6 +68,19 @@ def _settings_of(command: str) -> list[str]:
 def _fail(message: str) -> None:
     from neuroseg3d.core import InputError
     raise InputError(message)
+
+
+def _check_place() -> None:
+    "There are a folder that one is in and one for temporary files: libraries end the process where there are not."
+    import tempfile
+    try:
+        os.getcwd()
+    except OSError as error:
+        _fail(f'the folder that you are in: {error.strerror} (it was removed, or a disk is gone); change to another one')
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        _fail(f'{error.strerror}; set TMPDIR to a folder that can be written to')
 
 
 def _settle_paths(args: argparse.Namespace) -> None:
@@ -121,12 +135,15 @@ def _download(args, overrides) -> int:
 
 
 def _eda(args, overrides) -> int:
-    import json
-
     from neuroseg3d.evaluation.eda import write_eda
+    from neuroseg3d.records import read_json
     page = write_eda(args.data, args.output_dir, report=print, schema=args.schema, channels=args.channels)
     print(page)
-    return _tell_failures(json.loads((page.parent / 'fingerprint.json').read_text(encoding='utf-8'))['failed'])
+    return _tell_failures(read_json(page.parent / 'fingerprint.json', _Fingerprint)['failed'])
+
+
+class _Fingerprint(TypedDict):
+    failed: dict[str, str]
 
 
 def _convert(args, overrides) -> int:
@@ -250,7 +267,11 @@ def _ensemble(args, overrides) -> int:
 
 
 def _postprocess(args, overrides) -> int:
+    from neuroseg3d.networks.checkpoint import find_model
+    from neuroseg3d.system.folders import check_folder
     from neuroseg3d.inference.predict import check_makers, store_rules, tune_rules
+    for path in args.ckpt_path or ():
+        check_folder(find_model(path).parent, '--ckpt_path')  # where the rules are going to be stored
     if args.ckpt_path:
         check_makers(args.pred, args.ckpt_path)
     failures: dict[str, str] = {}
@@ -406,9 +427,18 @@ def _explain(args, overrides) -> int:
 
 def _checks(made: Path) -> list[str]:
     "What the sanity checks said, and what the maps do not show."
-    import json
-    methods = json.loads(made.read_text(encoding='utf-8'))['methods']
+    from neuroseg3d.records import read_json
+    methods = read_json(made, _Explanation)['methods']
     return [f'  {name}: {about["verdict"]}\n    {about["does_not_show"]}' for name, about in methods.items()]
+
+
+class _Checked(TypedDict):
+    verdict: str
+    does_not_show: str
+
+
+class _Explanation(TypedDict):
+    methods: dict[str, _Checked]
 
 # %% ../nbs/89_cli.ipynb #8eb1961f
 _NOTICE = 'Research software, not a medical device: not for diagnosis or treatment.'
@@ -625,6 +655,7 @@ def main(
             if overrides and not args.overridable:
                 _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
             args.words = argv
+            _check_place()
             _settle_paths(args)
             with _short_warnings(debug):
                 code = args.run(args, overrides)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..studies.brain import alignment_flags
 from .calibration import Calibration, stored_calibration
 from ..studies.cases import read_case
 from ..networks.checkpoint import KEY, STARTER, Model, description, load_checkpoint, load_model, save_checkpoint
@@ -106,7 +107,10 @@ def rules_of(
     model: Model,  # of `load_model`
 ) -> Postprocess:
     "The post-processing that is stored with a model; the plain cut at one half where none is."
-    return build(Postprocess, model.descriptions[0].get('postprocess') or {}, 'postprocess')
+    try:
+        return build(Postprocess, model.descriptions[0].get('postprocess') or {}, 'postprocess')
+    except InputError as error:
+        raise InputError(': '.join([*map(str, model.paths[:1]), str(error)])) from None
 
 
 def missing_modalities(
@@ -132,6 +136,8 @@ def predict_case(
     if not case.image.size:
         raise InputError(f'case {case.id}: its voxels were let go of (keep_image=False, or forget_image); read it again')
     _warn_of_missing(model, case)
+    for name, text in alignment_flags(case.image, case.geometry, case.modalities).items():
+        warnings.warn(f'{case.id}: {name} {text}', stacklevel=2)
     chosen, rules = choose_device(device), rules or rules_of(model)
     model_case = to_model_space(case, model.space)
     if not keep_image:

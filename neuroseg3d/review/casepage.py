@@ -23,7 +23,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 from scipy import ndimage
 
-from ..studies.brain import find_shift, most
+from ..studies.brain import alignment_flags
 from ..inference.calibration import Calibration, show_reliability, stored_calibration
 from ..networks.checkpoint import Model, model_facts
 from ..core import REGIONS, REGION_NAMES, Case, labels_to_regions
@@ -121,21 +121,9 @@ def _image_flags(case: Case) -> list[str]:
 
 def _sequence_flags(case: Case) -> list[str]:
     "Sequences that are missing, that lie beside the others, or that do not cover the brain."
-    flags, common = [], most(case.image)
-    for i, (name, channel) in enumerate(zip(case.modalities, case.image)):
-        missing = 1 - (channel[common] != 0).mean() if common.any() else 0
-        if missing == 1:
-            flags.append(f'{name} is missing' + (': whether anything enhances cannot be assessed' if name == 'T1gd' else ''))
-        elif missing > 0.02:
-            found = find_shift(channel != 0, most(np.delete(case.image, i, axis=0)), case.geometry)
-            beyond = (channel[~common] != 0).sum() / np.count_nonzero(channel)
-            if found:
-                flags.append(f'{name} lies {found.words} of where the other sequences are (their brains overlap with a Dice of '
-                             f'{found.before:.2f}, moved back {found.after:.2f}): register it to them')
-            elif missing > 0.05:
-                why = 'incomplete coverage?' if beyond < 0.03 else f'and {beyond:.0%} of it lies outside: not aligned with the others?'
-                flags.append(f'{name} is zero in {missing:.0%} of the brain{":" if beyond < 0.03 else ""} {why}')
-    return flags
+    absent = [name for name, channel in zip(case.modalities, case.image) if not channel.any()]
+    flags = [f'{name} is missing' + (': whether anything enhances cannot be assessed' if name == 'T1gd' else '') for name in absent]
+    return flags + [f'{name} {text}' for name, text in alignment_flags(case.image, case.geometry, case.modalities).items()]
 
 
 def _prediction_flags(case: Case, prediction: np.ndarray) -> list[str]:
@@ -189,7 +177,7 @@ def _figure(picture: Picture, alt: str, caption: str, chart_like: bool = False) 
 def _flag_list(flags: Sequence[str]) -> str:
     if not flags:
         return '<p class="quiet flags">No quality flag.</p>'
-    return '<ul class="flags">' + ''.join(f'<li>{escape(f[0].upper() + f[1:])}</li>' for f in flags) + '</ul>'
+    return '<ul class="flags">' + ''.join(f'<li>{escape(f[:1].upper() + f[1:])}</li>' for f in flags) + '</ul>'
 
 # %% ../../nbs/80_review.casepage.ipynb #f58feb72
 def _numbers(result: CaseResult, lesions: Mapping[str, Sequence[Diameters]], alpha: float) -> str:
@@ -393,7 +381,7 @@ class ModelCard:
         return cls(facts, stored_calibration(model))
 
     @classmethod
-    def of_manifest(cls, entry: Mapping[str, Any]) -> ModelCard:
+    def of_manifest(cls, entry: Mapping[str, Any], where: str = 'manifest.json') -> ModelCard:
         "The card of a model as far as a manifest of `infer` tells."
         names = {'checkpoints': 'checkpoints', 'weights_sha256': 'weights (SHA-256)', 'trained_on': 'trained on (split, fold held out)',
                  'windows': 'inference', 'postprocess': 'post-processing'}
@@ -401,7 +389,7 @@ class ModelCard:
             f'{t["split_sha256"] or "not stored"}, {_held(t["fold"])}' for t in entry.get('trained_on', []))}
         plain |= {k: _in_words(entry[k]) for k in ('windows', 'postprocess') if k in entry}
         facts = {name: plain[k] for k, name in names.items() if k in entry}
-        return cls(facts, Calibration.from_dict(entry['calibration']) if entry.get('calibration') else None)
+        return cls(facts, Calibration.from_dict(entry['calibration'], f'{where}: calibration') if entry.get('calibration') else None)
 
     @property
     def html(self) -> str:
@@ -532,4 +520,4 @@ def write_page(
 ) -> Path:  # `path`
     "A page that appears whole or not at all."
     path = as_path(path)
-    return Results(path.parent, 'report').write(path.name, html)
+    return Results(path.parent, 'report').write(path.name, html.encode('utf-8', 'replace').decode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -18,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -39,7 +40,8 @@ from ..system.files import as_path
 from ..system.folders import Results
 from ..networks.losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from ..evaluation.metrics import score_case
-from ..system.processes import device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met
+from ..system.processes import PATIENCE, device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met, patience_s
+from ..records import checked
 from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
 from ..studies.split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
@@ -649,9 +651,20 @@ def settled(
     return replace(config, data=data, trainer=trainer)
 
 
+class _TrainerBefore(TypedDict):
+    max_steps: int
+    precision: str
+
+
+class _Before(TypedDict):
+    "What is compared of the settings of a run that goes on."
+    trainer: _TrainerBefore
+
+
 def _check_start(start: Start, config: Config, provenance: dict[str, Any], extends: bool, say: Callable) -> None:
     "It is the same run; say what is not quite."
     then, now = description(start.content, start.path)['config'], to_dict(config)
+    checked(then, _Before, str(start.path), (KEY, 'config'))
     before, total = then['trainer']['max_steps'], config.trainer.max_steps
     if extends:
         now['trainer']['max_steps'] = before
@@ -688,6 +701,11 @@ def loader_error(
     if 'Caught ' in lines[0] and 'in DataLoader worker' in lines[0]:
         return InputError(f'data loader: {lines[-1].strip()} (in a worker process; --data.loader none makes the patches in the '
                           'training process, and --debug then shows where)')
+    if lines[0].startswith('DataLoader timed out'):
+        workers = ', '.join(str(p.pid) for p in multiprocessing.active_children() if p.daemon)
+        return InputError(f'data loader: waited {patience_s():g} s for a batch of patches from worker process(es) {workers or "that have ended"}; look '
+                          f'whether they hang (a disk that does not answer, a stopped process); {PATIENCE} says how long to wait; '
+                          '--data.loader thread needs no processes; --resume auto goes on')
     dead = next((line for line in lines if re.search(r'DataLoader worker .*(killed|exited)', line)), None)
     if isinstance(error, (OSError, EOFError)) and any(  # it died before its batch was fetched from it
             frame.name == '_try_get_data' for frame in traceback.extract_tb(error.__traceback__)):
