@@ -14,7 +14,7 @@ from .core import Geometry, InputError
 
 # %% auto #0
 __all__ = ['NOISE_SHARE', 'RESIDUE_SHARE', 'LARGEST_BRAIN_ML', 'SMALLEST_FIELD_ML', 'GROSS', 'Background', 'find_background',
-           'zero_background', 'settle_channel', 'check_agreement', 'Shift', 'find_shift', 'most']
+           'zero_background', 'settle_channel', 'check_agreement', 'Shift', 'find_shift', 'most', 'alignment_flags']
 
 # %% ../nbs/00d_brain.ipynb #d6e50609
 #: Noise up to this share of an image's intensities is background.
@@ -245,3 +245,25 @@ def most(
     "Where at least half of the sequences that are there are not zero."
     there = [c != 0 for c in image if c.any()]
     return np.sum(there, axis=0, dtype=np.uint8) * 2 >= max(len(there), 1) if there else np.zeros(image.shape[1:], bool)
+
+# %% ../nbs/00d_brain.ipynb #5dce6c7a
+def alignment_flags(
+    image: np.ndarray,  # (C, X, Y, Z), background zero
+    grid: Geometry,  # its grid
+    names: Sequence[str],  # of the sequences
+) -> dict[str, str]:  # sequence -> what is odd, in words that follow on its name
+    "Sequences that lie beside the others, or that do not cover the brain; those that are not there are left out."
+    flags, common = {}, most(image)
+    inside = np.count_nonzero(common)
+    for i, (name, channel) in enumerate(zip(names, image)):
+        held = np.count_nonzero(channel)
+        covered = np.count_nonzero(channel[common]) if held else 0
+        missing, beyond = (1 - covered / inside, 1 - covered / held) if held and inside else (0, 0)
+        found = find_shift(channel != 0, most(np.delete(image, i, axis=0)), grid) if missing > 0.02 else None
+        if found:
+            flags[name] = (f'lies {found.words} of where the other sequences are (their brains overlap with a Dice of '
+                           f'{found.before:.2f}, moved back {found.after:.2f}): register it to them')
+        elif missing > 0.05:
+            why = 'incomplete coverage?' if beyond < 0.03 else f'and {beyond:.0%} of it lies outside: not aligned with the others?'
+            flags[name] = f'is zero in {missing:.0%} of the brain{":" if beyond < 0.03 else ""} {why}'
+    return flags

@@ -23,7 +23,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 from scipy import ndimage
 
-from .brain import find_shift, most
+from .brain import alignment_flags
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
 from .core import REGIONS, REGION_NAMES, Case, labels_to_regions
@@ -118,21 +118,9 @@ def _image_flags(case: Case) -> list[str]:
 
 def _sequence_flags(case: Case) -> list[str]:
     "Sequences that are missing, that lie beside the others, or that do not cover the brain."
-    flags, common = [], most(case.image)
-    for i, (name, channel) in enumerate(zip(case.modalities, case.image)):
-        missing = 1 - (channel[common] != 0).mean() if common.any() else 0
-        if missing == 1:
-            flags.append(f'{name} is missing' + (': whether anything enhances cannot be assessed' if name == 'T1gd' else ''))
-        elif missing > 0.02:
-            found = find_shift(channel != 0, most(np.delete(case.image, i, axis=0)), case.geometry)
-            beyond = (channel[~common] != 0).sum() / np.count_nonzero(channel)
-            if found:
-                flags.append(f'{name} lies {found.words} of where the other sequences are (their brains overlap with a Dice of '
-                             f'{found.before:.2f}, moved back {found.after:.2f}): register it to them')
-            elif missing > 0.05:
-                why = 'incomplete coverage?' if beyond < 0.03 else f'and {beyond:.0%} of it lies outside: not aligned with the others?'
-                flags.append(f'{name} is zero in {missing:.0%} of the brain{":" if beyond < 0.03 else ""} {why}')
-    return flags
+    absent = [name for name, channel in zip(case.modalities, case.image) if not channel.any()]
+    flags = [f'{name} is missing' + (': whether anything enhances cannot be assessed' if name == 'T1gd' else '') for name in absent]
+    return flags + [f'{name} {text}' for name, text in alignment_flags(case.image, case.geometry, case.modalities).items()]
 
 
 def _prediction_flags(case: Case, prediction: np.ndarray) -> list[str]:

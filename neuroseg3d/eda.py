@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from .brain import alignment_flags
 from .cases import read_case
 from .core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
 from .folders import Results
@@ -187,6 +188,7 @@ def _load(source: Study | Case) -> tuple[Case, list[str]]:
             if not source.is_labelled:
                 raise
             case, remarks = read_case(source, with_label=False), [f'label not read: {error}']
+    remarks += [f'{name} {text}' for name, text in alignment_flags(case.image, case.geometry, case.modalities).items()]
     return case, remarks + [str(w.message) for w in caught]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from . import __version__
+from .brain import alignment_flags
 from .calibration import Calibration, stored_calibration
 from .cases import read_case
 from .checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
@@ -132,6 +133,8 @@ def predict_case(
     if not case.image.size:
         raise InputError(f'case {case.id}: its voxels were let go of (keep_image=False, or forget_image); read it again')
     _warn_of_missing(model, case)
+    for name, text in alignment_flags(case.image, case.geometry, case.modalities).items():
+        warnings.warn(f'{case.id}: {name} {text}', stacklevel=2)
     chosen, rules = choose_device(device), rules or rules_of(model)
     model_case = to_model_space(case, model.space)
     if not keep_image:

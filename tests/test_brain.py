@@ -1,6 +1,7 @@
 "What is brain: backgrounds that are not zero, whole heads, sequences that disagree; and that ordinary scans are left alone."
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from neuroseg3d.brain import alignment_flags
 from neuroseg3d.cases import read_case
+from neuroseg3d.cli import main
 from neuroseg3d.core import Case, Geometry, InputError
 from neuroseg3d.transforms import Space, to_model_space
 
@@ -35,7 +38,7 @@ def sequences(inside: np.ndarray = BRAIN) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path, images: dict[str, np.ndarray], affine=AFFINE) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, voxels in images.items():
         nib.save(nib.Nifti1Image(np.ascontiguousarray(voxels), affine), folder / f'P_{name}.nii.gz')
     return folder
@@ -144,13 +147,33 @@ def test_stripped_beside_unstripped_is_refused(tmp_path, stripped):
         read_case(write(tmp_path / 'P', images))
 
 
-@pytest.mark.contract('works', 'images', 'a sequence that covers a part of the head', 'read; the report says what is missing, or how far it is shifted')
+@pytest.mark.contract('works', 'images', 'a sequence that covers a part of the head', 'read; infer, eda and report say what is missing')
 def test_a_sequence_that_covers_a_part_is_read(tmp_path):
     images = sequences()
     images['t2'][:, :, :13] = 0
-    images['t1'] = np.roll(images['t1'], 3, 0)  # shifted by 15 mm: for the report to say
     case = read_case(write(tmp_path / 'P', images))
     assert not case.image[3][:, :, :13].any() and case.image[3].any()
+    missing = 1 - np.count_nonzero(case.image[3]) / BRAIN.sum()
+    assert alignment_flags(case.image, case.geometry, case.modalities) == {'T2w': f'is zero in {missing:.0%} of the brain: incomplete coverage?'}
+
+
+@pytest.mark.contract('warned', 'images', 'a sequence that was not registered and lies beside the others', 'infer, eda and report say how far and in which direction, in the same words')
+def test_a_shifted_sequence_is_told_by_every_command_in_the_same_words(tmp_path, capsys, recwarn):
+    images = sequences()
+    images['t1'] = np.roll(images['t1'], 3, 0)  # by 15 mm, to the patient's left: the first axis runs there
+    write(tmp_path / 'cohort' / 'P', images)
+    said = 'T1w lies 15 mm to the left of where the other sequences are (their brains overlap with a Dice of '
+    words = ['--output_dir', str(tmp_path / 'pred'), '--device', 'cpu']
+    assert main(['infer', '--input_image', str(tmp_path / 'cohort' / 'P'), *words]) == 0
+    warned, = [str(w.message) for w in recwarn if 'lies' in str(w.message)]
+    assert warned.startswith(f'P: {said}') and warned.endswith('moved back 1.00): register it to them')
+    assert main(['eda', '--data', str(tmp_path / 'cohort'), '--output_dir', str(tmp_path / 'eda')]) == 0
+    remarks = json.loads((tmp_path / 'eda' / 'fingerprint.json').read_text())['cases'][0]['remarks']
+    assert [r for r in remarks if 'lies' in r] == [warned.split('P: ')[1]] and f'[1] P: {said}' in capsys.readouterr().out
+    assert main(['report', '--pred', str(tmp_path / 'pred'), '--data', str(tmp_path / 'cohort'), '--output_dir', str(tmp_path / 'report')]) == 0
+    for page in ('eda/index.html', 'report/cases/P.html'):
+        text = (tmp_path / page).read_text()
+        assert said in text and 'incomplete coverage' not in text
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the real cases are not here')
