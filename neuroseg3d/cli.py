@@ -69,6 +69,19 @@ def _fail(message: str) -> None:
     raise InputError(message)
 
 
+def _check_place() -> None:
+    "There are a folder that one is in and one for temporary files: libraries end the process where there are not."
+    import tempfile
+    try:
+        os.getcwd()
+    except OSError as error:
+        _fail(f'the folder that you are in: {error.strerror} (it was removed, or a disk is gone); change to another one')
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        _fail(f'{error.strerror}; set TMPDIR to a folder that can be written to')
+
+
 def _settle_paths(args: argparse.Namespace) -> None:
     "`~` in every argument that is a path; whether results can be written is said before the work, not after it."
     from neuroseg3d.files import as_path
@@ -250,7 +263,11 @@ def _ensemble(args, overrides) -> int:
 
 
 def _postprocess(args, overrides) -> int:
+    from neuroseg3d.checkpoint import find_model
+    from neuroseg3d.folders import check_folder
     from neuroseg3d.infer import check_makers, store_rules, tune_rules
+    for path in args.ckpt_path or ():
+        check_folder(find_model(path).parent, '--ckpt_path')  # where the rules are going to be stored
     if args.ckpt_path:
         check_makers(args.pred, args.ckpt_path)
     failures: dict[str, str] = {}
@@ -625,6 +642,7 @@ def main(
             if overrides and not args.overridable:
                 _fail(f'{args.command} takes no configuration; found --{next(iter(overrides))}')
             args.words = argv
+            _check_place()
             _settle_paths(args)
             with _short_warnings(debug):
                 code = args.run(args, overrides)

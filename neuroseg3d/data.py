@@ -18,6 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,7 +28,6 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Transform
 from safetensors import SafetensorError, safe_open
@@ -42,7 +42,8 @@ from .download import download
 from .files import as_path
 from .layouts import Cohort, Study, find_cases
 from .nifti import header_geometry, read_header
-from .processes import free_memory
+from .folders import FolderLock
+from .processes import free_memory, patience_s
 from .split import Split, file_digest, load_split, make_split, save_split, study_files
 from .tensors import check_tensors, write_tensors
 from .transforms import Record, Space, one_thread
@@ -323,12 +324,13 @@ class DiskCases(Dataset):
         self,
         threads: int = 1,  # cases in work at a time
         progress: bool = True,  # show a bar
+        step: Callable[[], None] = lambda: None,  # called after each case
     ) -> None:
         "Make every case that is not in the cache."
         with ThreadPoolExecutor(threads) as pool:
             for _ in tqdm(pool.map(self._transform, range(len(self))), 'caching', len(self),
                           disable=None if progress else True):
-                pass
+                step()
 
 
 def cached_cases(
@@ -339,6 +341,7 @@ def cached_cases(
     threads: int = 1,  # cases in work at a time
     progress: bool = True,  # show a bar
     split: Split | None = None,  # that was checked against the studies: it knows what their files hold; None reads them
+    step: Callable[[], None] = lambda: None,  # called after each case on disk
 ) -> Dataset:  # of MemoryCase or StoredCase
     "Every study of a list as a case in model space, prepared once."
     if cache == 'ram':
@@ -346,7 +349,7 @@ def cached_cases(
                             copy_cache=False, as_contiguous=False)
     digests = {i: {r: f['sha256'] for r, f in c['files'].items()} for i, c in split.cases.items()} if split else {}
     cases = DiskCases(studies, Prepare(space, digests), cache_dir)
-    cases.fill(threads, progress)
+    cases.fill(threads, progress, step)
     return cases
 
 # %% ../nbs/06_data.ipynb #a5167f1a
@@ -521,7 +524,7 @@ def make_loader(
         atexit.unregister(_end_workers)  # once is enough
         atexit.register(_end_workers)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=plan.pin_memory,
-                      worker_init_fn=_ignore_signals,
+                      worker_init_fn=_ignore_signals, timeout=patience_s() if workers else 0,  # a worker that hangs is an error
                       multiprocessing_context='spawn' if workers else None,  # never fork: see the machine plan
                       generator=torch.Generator().manual_seed(0))
 
@@ -611,24 +614,31 @@ class SegmentationData(pl.LightningDataModule):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f'data.cache_dir: {self.cache_dir} cannot be made ({error.strerror}); name another') from None
-        with FileLock(self.cache_dir / '.lock'):  # the second of two processes finds everything done
+        with self._turn('looking at the cases') as step:  # the second of two processes finds everything done
             if not self.split_path.exists():
-                save_split(make_split(studies, self.data.n_folds, self.data.seed, self.progress and sys.stderr.isatty()), self.split_path)
+                save_split(make_split(studies, self.data.n_folds, self.data.seed, self.progress and sys.stderr.isatty(), step), self.split_path)
             stored = load_split(self.split_path)
-            split = load_split(self.split_path, studies)
+            split = load_split(self.split_path, studies, step)
             if split != stored:  # files were touched or moved, and are what they were
                 save_split(split, self.split_path)
         if self.data.fold >= split.n_folds:
             raise InputError(f'data.fold: found {self.data.fold}; {split.shortage}, expected 0 to {split.n_folds - 1}')
         return split
 
+    @contextmanager
+    def _turn(self, work: str) -> Iterator[Callable[[], None]]:
+        "The cache for this process alone, when others are done with it; gives what is called after each case, so that who waits knows."
+        lock = FolderLock(self.cache_dir, work)
+        with lock.held(patience_s()):
+            yield lock.advance
+
     def prepare_data(self) -> None:
         "Once a machine: download, folds, cache on disk."
         split, studies = self.deal(), self.studies()
         plan = self._plan(studies)
         if plan.cache == 'disk':
-            with FileLock(self.cache_dir / '.lock'):
-                cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress, split)
+            with self._turn('caching cases') as step:
+                cached_cases(studies, self.space, 'disk', self.cache_dir, plan.at_once, self.progress, split, step)
 
     def _plan(self, studies: list[Study]) -> MachinePlan:
         return plan_machine(self.data, len(studies), self.case_mb(studies[0]), look_at_machine(self.cache_dir))

@@ -5,6 +5,7 @@
 # %% ../nbs/04b_download.ipynb #f8e3586c
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import re
@@ -34,6 +35,7 @@ MSD_MD5 = '240a19d752f0d9e9101544901065d872'
 #: Bytes that it may have: it has 7.1 GB.
 MSD_LARGEST: int = 8_000_000_000
 _SLOWEST = 100  # bytes a second: a server that sends less keeps the line open and nothing else
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # what a disk says, and no server
 
 
 def _ask(url: str, start: int, timeout_s: float):
@@ -101,6 +103,8 @@ def fetch(
                     raise InputError(f'{url}: the server answers {error.code} {error.reason}') from None
                 problem = str(error)
             except OSError as error:
+                if error.errno in _DISK:  # trying again brings nothing
+                    raise InputError(f'{part}: could not be written: {error.strerror}; what is there is kept, the next call goes on from there') from None
                 problem = str(error)
             now = part.stat().st_size if part.exists() else 0
             left, wait_s = (retries, 0.5) if now > before else (left - 1, min(2 * wait_s, 30))

@@ -5,6 +5,7 @@
 # %% ../nbs/11a_evaluate.ipynb #409741ba
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,14 +61,15 @@ def find_labels(
     "Every label map that a source holds; two of one case are an error that names both."
     source = Path(source)
     if source.is_file():
-        return {case_name(source): LabelFile(source, _schema_beside(source))}
+        return {_written(source.parent).get(source.name) or case_name(source): LabelFile(source, _schema_beside(source))}
     if not source.is_dir():
         raise InputError(f'{source}: no such file or folder')
     flat = sorted(p for p in source.iterdir() if is_nifti(p))
+    written = _written(source)
     if flat and (_is_label(flat[0]) or not any(file_role(p) in MODALITIES for p in flat)):
         if say:
             say(f'found {len(flat)} label map(s) in {source}')
-        return _by_case(flat, _schema_beside(flat[0]) if source.name.startswith('labelsT') else None)
+        return _by_case(flat, _schema_beside(flat[0]) if source.name.startswith('labelsT') else None, written)
     cohort = find_cases(source, split='all', channels=channels, say=say)
     labels = {s.id: LabelFile(s.label or next(iter(s.images.values())), s.schema, s, s.label_problem) for s in cohort.labelled}
     if not labels:
@@ -83,11 +85,23 @@ def _is_label(path: Path) -> bool:
         return False
 
 
-def _by_case(files: Iterable[Path], schema: str | None) -> dict[str, LabelFile]:
+def _written(folder: Path) -> dict[str, str]:
+    "The case of each file that `infer` has written into a folder: a case may be called A_seg."
+    with contextlib.suppress(InputError):  # of somebody else's manifest
+        return {entry['output']: case for case, entry in read_entries(folder / 'manifest.json').items() if 'output' in entry}
+    return {}
+
+
+def _case_of(path: Path) -> str:
+    "The case that the name of a label map tells."
+    return case_name(path) if not _is_label(path) or re.search(r'[_\-.](seg|labels?|pred|prediction)$', stem(path), re.I) else readable(stem(path))
+
+
+def _by_case(files: Iterable[Path], schema: str | None, written: Mapping[str, str]) -> dict[str, LabelFile]:
     "Label maps by the case that their names tell."
     found: dict[str, LabelFile] = {}
     for path in files:
-        case = case_name(path) if not _is_label(path) or re.search(r'[_\-.](seg|labels?|pred|prediction)$', stem(path), re.I) else readable(stem(path))
+        case = written.get(path.name) or _case_of(path)
         if case in found:
             raise InputError(f'{path}: a second label map for case {case}; the first is {found[case].path}')
         found[case] = LabelFile(path, schema)

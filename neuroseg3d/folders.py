@@ -19,6 +19,7 @@ from typing import Any
 
 from .core import InputError
 from .files import as_path, filled, is_alive, make_folder, new_file, process_mark, sweep, write_bytes, write_json, write_table, write_text
+from .processes import PATIENCE, patience_s
 from .records import checked, read_json
 
 # %% auto #0
@@ -61,7 +62,7 @@ class FolderLock:
     @contextlib.contextmanager
     def held(
         self,
-        wait_s: float = 0,  # for another process to be done; 0: it is an error at once
+        wait_s: float = 0,  # for another process to be done or to get on; 0: it is an error at once
     ) -> Iterator[None]:
         "Hold the lock."
         key = (str(self.path), os.getpid(), threading.get_ident())
@@ -80,16 +81,31 @@ class FolderLock:
                 del _held[key]
                 self._leave()
 
+    def advance(self) -> None:
+        "Tell whoever waits that the work gets on: the lock grows by an empty line."
+        with contextlib.suppress(OSError), open(self.path, 'r+b') as file:  # it is not made where it has gone
+            file.seek(0, os.SEEK_END)
+            file.write(b'\n')
+
     def _take(self, wait_s: float) -> None:
-        self.mark, deadline = process_mark(), time.monotonic() + wait_s
+        self.mark, since, before = process_mark(), time.monotonic(), None
         while not self._try():
             holder, age_s = self._holder()
             if holder is not None and _is_gone(holder, age_s):
                 self._clear(holder)
-            elif time.monotonic() >= deadline:
-                raise InputError(_refusal(self.folder, self.path, holder or {}, age_s))
-            else:
-                time.sleep(0.1)
+                continue
+            now = self._state()
+            since, before = (since if now == before else time.monotonic()), now
+            if time.monotonic() - since >= wait_s:
+                raise InputError(_refusal(self.folder, self.path, holder or {}, age_s, wait_s))
+            time.sleep(min(0.1, wait_s))
+
+    def _state(self) -> bytes | None:
+        "What the lock says, and how far its holder has come."
+        try:
+            return self.path.read_bytes()
+        except OSError:
+            return None
 
     def _try(self) -> bool:
         "Write the lock where there is none; a name is given in one step, where the disk has links."
@@ -164,11 +180,14 @@ def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
     return age_s > _PATIENCE_S if alive is None else not alive
 
 
-def _refusal(folder: Path, lock: Path, holder: dict[str, Any], age_s: float) -> str:
+def _refusal(folder: Path, lock: Path, holder: dict[str, Any], age_s: float, waited_s: float = 0) -> str:
     who = f'{holder.get("work", "?")}, process {holder.get("process", "?")} on {holder.get("host", "?")}, since {holder.get("since", "?")}'
     other = holder.get('mark', '').count('-') != 2 or is_alive(holder['mark']) is None
     far = (f'. Its last sign of life was {max(age_s, 0):.0f} s ago; after {_PATIENCE_S} s without one the folder counts as free; '
            f'if you know that the process is gone, delete {lock}') if other else ''
+    if waited_s:
+        return (f'{folder}: waited {waited_s:g} s for another process that is at work in it and has not got on since ({who}); look whether it '
+                f'hangs or was stopped, and end it if so; {PATIENCE} says how long to wait{far}')
     return f'{folder}: another process is at work in it ({who}); wait until it is done, or choose another folder{far}'
 
 # %% ../nbs/00f_folders.ipynb #f432787c
@@ -267,12 +286,12 @@ class Results:
     @contextlib.contextmanager
     def turn(
         self,
-        wait_s: float = 600,  # for others
+        wait_s: float | None = None,  # for one other to be done; None: as long as patience lasts
     ) -> Iterator[Results]:
         "A moment for which the folder belongs to this process; others wait."
         made = _missing(self.folder)
         try:
-            with self.lock.held(wait_s):
+            with self.lock.held(patience_s() if wait_s is None else wait_s):
                 yield self
         finally:
             _remove_empty(made)

@@ -12,7 +12,8 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,6 +31,7 @@ from .core import MODALITIES, Case, Geometry, InputError, Label
 from .files import as_path, filled, make_folder, sweep, write_json
 from .folders import Results
 from .nifti import store_facts
+from .processes import Progress
 from .records import read_json
 
 # %% auto #0
@@ -1124,14 +1126,30 @@ def _run(make: partial, jobs: list[tuple[str, str]], workers: int, progress: boo
     if workers == 1 or len(jobs) <= 1:
         list(bar(map(make, jobs)))
         return
+    before = multiprocessing.active_children()
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context('spawn')) as pool:
         try:
             with _hidden_main():
-                results = pool.map(make, jobs)
-            list(bar(results))
+                results = [pool.submit(make, job) for job in jobs]
+            at_work = [p for p in multiprocessing.active_children() if p not in before]
+            for result in bar(results):
+                _wait(result, at_work)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _wait(result: Future, workers: list) -> None:
+    "Wait for what a worker makes, for as long as the workers get on; those that hang are ended."
+    progress = Progress('phantoms')
+    try:
+        while not wait_for([result], 1).done:
+            progress.check([p.pid for p in workers])
+    except InputError:
+        for process in workers:
+            process.kill()
+        raise
+    result.result()
 
 
 def write_cohort(

@@ -29,7 +29,7 @@ T = TypeVar('T')
 # %% auto #0
 __all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'patience_s', 'Meeting',
            'met', 'lost_partner', 'joined', 'device_layout', 'share', 'gather', 'run_while_parent_lives',
-           'start_attached', 'end_group', 'run_together', 'free_memory']
+           'start_attached', 'end_group', 'run_together', 'Progress', 'free_memory']
 
 # %% ../nbs/00b_processes.ipynb #bed2ae83
 @dataclass(frozen=True)
@@ -412,6 +412,32 @@ def run_together(
             os.killpg(child.pid, signal.SIGTERM)
         for child in children:
             end_group(child)
+
+# %% ../nbs/00b_processes.ipynb #b1d00e02
+class Progress:
+    "Whether processes of this machine get on: by the processor time that they take."
+
+    def __init__(
+        self,
+        work: str,  # what they do, for the error
+    ):
+        self.work, self.patience, self.used, self.since = work, patience_s(), {}, time.monotonic()
+
+    def check(
+        self,
+        processes: Sequence[int],  # their numbers
+    ) -> None:
+        "Where none of them has taken any for longer than patience lasts, it is an error that names them."
+        import psutil
+        used = {}
+        for number in processes:
+            with contextlib.suppress(psutil.Error):
+                used[number] = sum(psutil.Process(number).cpu_times()[:2])
+        if used != self.used:
+            self.used, self.since = used, time.monotonic()
+        elif time.monotonic() - self.since > self.patience:
+            raise InputError(f'{self.work}: waited {self.patience:g} s for process(es) {", ".join(map(str, processes))}, which do nothing; look whether '
+                             f'they hang (a disk that does not answer, a stopped process); {PATIENCE} says how long to wait')
 
 # %% ../nbs/00b_processes.ipynb #1d864c2a
 def free_memory() -> int:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import chain, count
 from pathlib import Path
 
 import nibabel as nib
@@ -273,7 +274,7 @@ def check_pages(
 def _file_name(case: str, used: set[str]) -> str:
     "A name for the page of a case that any system and any address can hold, and no other case has."
     plain = re.sub(r'[^\w.-]+', '_', case, flags=re.ASCII).strip('._') or 'case'
-    name = next(n for n in (plain, *(f'{plain}_{i}' for i in range(2, 10 ** 6))) if n.lower() not in used)
+    name = next(n for n in chain([plain], (f'{plain}_{i}' for i in count(2))) if n.lower() not in used)
     used.add(name.lower())
     return f'{name}.html'
 

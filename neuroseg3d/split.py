@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -127,11 +127,15 @@ def _look_at(study: Study) -> dict[str, Any]:
     return {'files': {r: _file_facts(p) for r, p in study_files(study).items()}, 'identity': identity.to_dict()}
 
 
-def _look_at_all(studies: Sequence[Study], progress: bool) -> dict[str, dict[str, Any]]:
+def _look_at_all(studies: Sequence[Study], progress: bool, step: Callable[[], None] = lambda: None) -> dict[str, dict[str, Any]]:
     "The same for a cohort, some at a time; by id."
+    found = {}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # inflating and hashing leave the interpreter lock
-        found = tqdm(pool.map(_look_at, studies), 'looking at cases', len(studies), disable=None if progress else True)
-        return dict(sorted(zip((s.id for s in studies), found)))
+        looks = tqdm(pool.map(_look_at, studies), 'looking at cases', len(studies), disable=None if progress else True)
+        for study, look in zip(studies, looks):
+            found[study.id] = look
+            step()
+    return dict(sorted(found.items()))
 
 
 def make_split(
@@ -139,6 +143,7 @@ def make_split(
     n_folds: int = 5,  # folds, at most one a patient; with 1 nobody is held out
     seed: int = 0,  # another seed deals otherwise
     progress: bool = False,  # show a bar
+    step: Callable[[], None] = lambda: None,  # called after each case
 ) -> Split:
     "Deal patients to folds, hash their files, and note what each exam is."
     ids = sorted(s.id for s in studies)
@@ -146,7 +151,7 @@ def make_split(
         raise InputError(f'cohort: found several studies called {name}, expected one each')
     if n_folds < 1 or not ids:
         raise InputError(f'cohort: found {len(ids)} case(s) for {n_folds} folds, expected at least one of each')
-    facts = _look_at_all(studies, progress)
+    facts = _look_at_all(studies, progress, step)
     patient = one_patient({i: Identity.from_dict(f['identity']) for i, f in facts.items()})
     patients = sorted(set(patient.values()))
     if len(patients) == 1 < n_folds:
@@ -183,6 +188,7 @@ def save_split(
 def load_split(
     path: str | Path,  # the JSON file
     studies: Sequence[Study] | None = None,  # the cohort as it is now; None checks the split alone
+    step: Callable[[], None] = lambda: None,  # called after each case
 ) -> Split:
     "Read a split and check it against the cohort; any difference is an error."
     values = read_json(path, _SplitFile, 'split file')
@@ -192,7 +198,7 @@ def load_split(
             raise InputError(f'{path}: {place(["cases", case_id, "fold"])}: found {case["fold"]}, expected a fold below {split.n_folds}')
     check_no_leak(split, str(path))
     if studies is not None:
-        split = _check_cohort(split, studies, str(path))
+        split = _check_cohort(split, studies, str(path), step)
     return split
 
 
@@ -257,7 +263,7 @@ def check_no_leak(
                           'dealt where the file is moved away, for runs that begin anew', stacklevel=2)
 
 
-def _check_cohort(split: Split, studies: Sequence[Study], where: str) -> Split:
+def _check_cohort(split: Split, studies: Sequence[Study], where: str, step: Callable[[], None] = lambda: None) -> Split:
     "The cohort has the cases of the split, and their files are unchanged; the split with what is known of them now."
     found, known = {s.id for s in studies}, set(split.cases)
     remedy = f'put back what it was made of, or delete {where}: new folds are dealt then, for runs that begin anew in another trainer.output_dir'
@@ -265,12 +271,14 @@ def _check_cohort(split: Split, studies: Sequence[Study], where: str) -> Split:
         parts = [f'{len(ids)} case(s) {what}, such as {min(ids)}' for ids, what in
                  ((known - found, 'missing'), (found - known, 'not in the split')) if ids]
         raise InputError(f'{where}: the cohort has {" and ".join(parts)}; {remedy}')
+    files = {}
     try:
         with ThreadPoolExecutor() as pool:
-            current = list(pool.map(lambda s: _unchanged(split.cases[s.id]['files'], s), studies))
+            for study, facts in zip(studies, pool.map(lambda s: _unchanged(split.cases[s.id]['files'], s), studies)):
+                files[study.id] = facts
+                step()
     except _Changed as change:
         raise InputError(f'{where}: {change}; {remedy}') from None
-    files = dict(zip((s.id for s in studies), current))
     return replace(split, cases={i: {**c, 'files': files[i]} for i, c in split.cases.items()})
 
 

@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import getpass
 import os
+import re
 import sys
 import tempfile
 import unicodedata
@@ -89,7 +90,11 @@ def tell(
 ) -> None:
     "A line on the standard error, whether anybody listens or not."
     with contextlib.suppress(OSError, ValueError):  # a closed pipe, a closed stream
-        print(line, file=sys.stderr, flush=True)
+        print(_CONTROLS.sub(lambda found: found[0].encode('unicode_escape').decode(), line), file=sys.stderr, flush=True)
+
+
+#: What would begin another line, turn the text round or make a terminal do something, in the name of a file.
+_CONTROLS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]')
 
 # %% ../nbs/00_surroundings.ipynb #4c32c547
 _CACHES = {'XDG_CONFIG_HOME': '.config', 'XDG_CACHE_HOME': '.cache', 'XDG_DATA_HOME': '.local/share'}
@@ -97,6 +102,7 @@ _CACHES = {'XDG_CONFIG_HOME': '.config', 'XDG_CACHE_HOME': '.cache', 'XDG_DATA_H
 
 def prepare_libraries() -> None:
     "Give libraries the user's name and folders that they can write to, by the variables that they look at."
+    _prepare_temporary()
     if not _has_name():
         os.environ['LOGNAME'] = f'user{os.getuid() if hasattr(os, "getuid") else ""}'
     home = os.path.expanduser('~')
@@ -106,6 +112,18 @@ def prepare_libraries() -> None:
             os.environ[variable] = str(own / below)
             with contextlib.suppress(OSError):
                 (own / below).mkdir(parents=True, exist_ok=True)
+
+
+def _prepare_temporary() -> None:
+    "A temporary folder that can be written to, before Python takes the folder that one is in."
+    told = [os.environ[v] for v in ('TMPDIR', 'TEMP', 'TMP') if os.environ.get(v)]
+    with contextlib.suppress(OSError):
+        if tempfile.gettempdir() in (*map(os.path.abspath, told), '/tmp', '/var/tmp', '/usr/tmp'):
+            return
+    for folder in ('/dev/shm', f'/run/user/{os.getuid()}') if hasattr(os, 'getuid') else ():
+        if _is_usable(folder):
+            os.environ['TMPDIR'] = tempfile.tempdir = folder
+            return
 
 
 def _has_name() -> bool:
@@ -140,6 +158,8 @@ def _own_folder() -> Path | None:
 def settle() -> None:
     "Make the surroundings of a command usable."
     settle_streams()
+    if 'IPython' not in sys.modules:
+        os.environ['MPLBACKEND'] = 'agg'  # figures become files; a window, or a name that matplotlib does not know, would end the command
     if any(option.startswith('e') for option in sys.warnoptions):
         warnings.resetwarnings()
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

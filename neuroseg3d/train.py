@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -39,7 +40,7 @@ from .files import as_path
 from .folders import Results
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
-from .processes import device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met
+from .processes import PATIENCE, device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met, patience_s
 from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
 from .split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
@@ -690,6 +691,11 @@ def loader_error(
     if 'Caught ' in lines[0] and 'in DataLoader worker' in lines[0]:
         return InputError(f'data loader: {lines[-1].strip()} (in a worker process; --data.loader none makes the patches in the '
                           'training process, and --debug then shows where)')
+    if lines[0].startswith('DataLoader timed out'):
+        workers = ', '.join(str(p.pid) for p in multiprocessing.active_children() if p.daemon)
+        return InputError(f'data loader: waited {patience_s():g} s for a batch of patches from worker process(es) {workers or "that have ended"}; look '
+                          f'whether they hang (a disk that does not answer, a stopped process); {PATIENCE} says how long to wait; '
+                          '--data.loader thread needs no processes; --resume auto goes on')
     dead = next((line for line in lines if re.search(r'DataLoader worker .*(killed|exited)', line)), None)
     if isinstance(error, (OSError, EOFError)) and any(  # it died before its batch was fetched from it
             frame.name == '_try_get_data' for frame in traceback.extract_tb(error.__traceback__)):
