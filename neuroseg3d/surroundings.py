@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import os
 import re
+import stat
 import sys
 import tempfile
 import unicodedata
@@ -118,7 +119,8 @@ def _prepare_temporary() -> None:
     "A temporary folder that can be written to, before Python takes the folder that one is in."
     told = [os.environ[v] for v in ('TMPDIR', 'TEMP', 'TMP') if os.environ.get(v)]
     with contextlib.suppress(OSError):
-        if tempfile.gettempdir() in (*map(os.path.abspath, told), '/tmp', '/var/tmp', '/usr/tmp'):
+        found, here = tempfile.gettempdir(), os.getcwd()
+        if found != here or found in map(os.path.abspath, told) or os.stat(found).st_mode & stat.S_ISVTX:  # sticky: it is everybody's
             return
     for folder in ('/dev/shm', f'/run/user/{os.getuid()}') if hasattr(os, 'getuid') else ():
         if _is_usable(folder):
