@@ -213,12 +213,16 @@ class Calibration:
                 for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        "The calibration that `to_dict` wrote."
+    def from_dict(cls, values: dict[str, Any], where: str = 'calibration') -> Calibration:
+        "The calibration that `to_dict` wrote; an error says where it stands."
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
-            raise InputError(f'calibration: unknown value(s) {", ".join(sorted(unknown))}')
-        checked(values, _Stored, 'calibration')
+            raise InputError(f'{where}: unknown value(s) {", ".join(sorted(unknown))[:200]}')
+        checked(values, _Stored, where)
+        for region, diagrams in values.get('curves', {}).items():
+            for diagram in diagrams:
+                if len({len(numbers) for numbers in diagram}) > 1:
+                    raise InputError(f'{where}: curves.{region}: found lists of {", ".join(str(len(n)) for n in diagram)} numbers, expected one length')
         empty = dict.fromkeys(values, float('nan')) | {'quantile': float('inf')}
         return cls(**{k: tuple(empty[k] if x is None else x for x in v) if isinstance(v, (list, tuple)) else v
                       for k, v in values.items()})
@@ -336,7 +340,7 @@ def stored_calibration(
     values = model.descriptions[0].get('calibration')
     if values is None:
         return None
-    calibration = Calibration.from_dict(values)
+    calibration = Calibration.from_dict(values, ': '.join([*map(str, model.paths[:1]), 'calibration']))
     fitted, now = (calibration.members, set(calibration.flips)), (len(model.networks), set(model.windows.flips))
     if fitted != now:
         warnings.warn(f'the calibration was fitted with {fitted[0]} network(s) and flips {", ".join(sorted(fitted[1]))}; '

@@ -174,7 +174,7 @@ def _figure(picture: Picture, alt: str, caption: str, chart_like: bool = False) 
 def _flag_list(flags: Sequence[str]) -> str:
     if not flags:
         return '<p class="quiet flags">No quality flag.</p>'
-    return '<ul class="flags">' + ''.join(f'<li>{escape(f[0].upper() + f[1:])}</li>' for f in flags) + '</ul>'
+    return '<ul class="flags">' + ''.join(f'<li>{escape(f[:1].upper() + f[1:])}</li>' for f in flags) + '</ul>'
 
 # %% ../nbs/13a_casepage.ipynb #f58feb72
 def _numbers(result: CaseResult, lesions: Mapping[str, Sequence[Diameters]], alpha: float) -> str:
@@ -378,7 +378,7 @@ class ModelCard:
         return cls(facts, stored_calibration(model))
 
     @classmethod
-    def of_manifest(cls, entry: Mapping[str, Any]) -> ModelCard:
+    def of_manifest(cls, entry: Mapping[str, Any], where: str = 'manifest.json') -> ModelCard:
         "The card of a model as far as a manifest of `infer` tells."
         names = {'checkpoints': 'checkpoints', 'weights_sha256': 'weights (SHA-256)', 'trained_on': 'trained on (split, fold held out)',
                  'windows': 'inference', 'postprocess': 'post-processing'}
@@ -386,7 +386,7 @@ class ModelCard:
             f'{t["split_sha256"] or "not stored"}, {_held(t["fold"])}' for t in entry.get('trained_on', []))}
         plain |= {k: _in_words(entry[k]) for k in ('windows', 'postprocess') if k in entry}
         facts = {name: plain[k] for k, name in names.items() if k in entry}
-        return cls(facts, Calibration.from_dict(entry['calibration']) if entry.get('calibration') else None)
+        return cls(facts, Calibration.from_dict(entry['calibration'], f'{where}: calibration') if entry.get('calibration') else None)
 
     @property
     def html(self) -> str:
@@ -517,4 +517,4 @@ def write_page(
 ) -> Path:  # `path`
     "A page that appears whole or not at all."
     path = as_path(path)
-    return Results(path.parent, 'report').write(path.name, html)
+    return Results(path.parent, 'report').write(path.name, html.encode('utf-8', 'replace').decode())

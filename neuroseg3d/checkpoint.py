@@ -180,7 +180,16 @@ class _Optim(TypedDict):
     ema_decay: Annotated[float, Meta(ge=0, le=1)]
 
 
-class _Sections(TypedDict):
+class _Augment(TypedDict, total=False):
+    modality_dropout_p: Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Recipe(TypedDict, total=False):
+    "What is asked of a recipe."
+    augment: _Augment
+
+
+class _Sections(_Recipe):
     "The settings of a run that a model is made from."
     model: dict[str, Any]
     space: dict[str, Any]
@@ -189,8 +198,22 @@ class _Sections(TypedDict):
     optim: _Optim
 
 
+class _Exam(TypedDict, total=False):
+    identity: dict[str, dict[str, str]] | None
+
+
+class _TrainingExam(_Exam):
+    "A case that was trained on: SHA-256 of its files by role, and what it looks like."
+    files: dict[str, str]
+
+
 class _Facts(_Header, total=False):
     "What may be known of a model."
+    git_revision: str | None
+    step: int | None
+    n_train: int
+    n_val: int
+    training_exams: dict[str, _TrainingExam] | None
     schema: str | None
     thresholds: dict[str, Annotated[float, Meta(ge=0, le=1)]] | None
     postprocess: dict[str, Any] | None
@@ -206,7 +229,11 @@ class _Checkpoint(_Facts):
     config: _Sections
 
 
-class _Export(_Facts):
+class _Exported(_Facts, total=False):
+    recipe: _Recipe
+
+
+class _Export(_Exported):
     "What an exported model says about itself."
     architecture: dict[str, Any]
     normalisation: dict[str, Any]
@@ -257,6 +284,15 @@ def averaged_weights(
     return {k.removeprefix(prefix): v for k, v in content['state_dict'].items() if k.startswith(prefix)}
 
 
+def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], int | None]:
+    "Weights to predict with, description and step of a checkpoint."
+    content = load_checkpoint(path)
+    about = description(content, path)
+    weights = averaged_weights({'state_dict': _check_tensors(content.get('state_dict'), path)}, about)
+    step = content.get('global_step')
+    return weights, about, step if isinstance(step, int) else None
+
+
 def _network(weights: Mapping[str, torch.Tensor], about: Mapping[str, Any], path: Path) -> UNet:
     "The network that a file describes, with the weights that it holds; it takes memory once they are known to fit."
     check_finite(weights, path)
@@ -302,9 +338,8 @@ def export_model(
         weights, about = read_export(source)
         facts = {k: v for k, v in about.items() if k != 'config'}  # as they were
     else:
-        content = load_checkpoint(source)
-        about = description(content, source)
-        weights, facts = averaged_weights(content, about), model_facts({**about, 'step': content.get('global_step')})
+        weights, about, step = _read_checkpoint(source)
+        facts = model_facts({**about, 'step': step})
     _network(weights, about, source)  # they fit, or nothing is written
     write_json(path.with_suffix('.json'), facts)
     write_tensors(path, weights, {KEY: json.dumps(facts)})
@@ -414,9 +449,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     "Weights and description of a file of either kind."
     if path.suffix == '.safetensors' and path.is_file():
         return read_export(path)
-    content = load_checkpoint(path)
-    about = description(content, path)
-    return averaged_weights({'state_dict': _check_tensors(content.get('state_dict'), path)}, about), about
+    return _read_checkpoint(path)[:2]
 
 
 def load_model(

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 from . import __version__
 from .surroundings import settle, tell
@@ -134,12 +135,15 @@ def _download(args, overrides) -> int:
 
 
 def _eda(args, overrides) -> int:
-    import json
-
     from neuroseg3d.eda import write_eda
+    from neuroseg3d.records import read_json
     page = write_eda(args.data, args.output_dir, report=print, schema=args.schema, channels=args.channels)
     print(page)
-    return _tell_failures(json.loads((page.parent / 'fingerprint.json').read_text(encoding='utf-8'))['failed'])
+    return _tell_failures(read_json(page.parent / 'fingerprint.json', _Fingerprint)['failed'])
+
+
+class _Fingerprint(TypedDict):
+    failed: dict[str, str]
 
 
 def _convert(args, overrides) -> int:
@@ -423,9 +427,18 @@ def _explain(args, overrides) -> int:
 
 def _checks(made: Path) -> list[str]:
     "What the sanity checks said, and what the maps do not show."
-    import json
-    methods = json.loads(made.read_text(encoding='utf-8'))['methods']
+    from neuroseg3d.records import read_json
+    methods = read_json(made, _Explanation)['methods']
     return [f'  {name}: {about["verdict"]}\n    {about["does_not_show"]}' for name, about in methods.items()]
+
+
+class _Checked(TypedDict):
+    verdict: str
+    does_not_show: str
+
+
+class _Explanation(TypedDict):
+    methods: dict[str, _Checked]
 
 # %% ../nbs/16_cli.ipynb #8eb1961f
 _NOTICE = 'Research software, not a medical device: not for diagnosis or treatment.'

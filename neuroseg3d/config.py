@@ -43,11 +43,11 @@ def unknown_key_error(
     where: str,  # the file or command line it came from
 ) -> InputError:
     "The error for an unknown key: names the nearest known one."
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.5)
     last = [k for k in known if k.split('.')[-1] == name.split('.')[-1]]
     hint = (near or last)[:1]
     advice = f'did you mean {hint[0]!r}?' if hint else f'known keys: {", ".join(known)}'
-    return InputError(f'{where}: unknown key {name!r}; {advice}')
+    return InputError(f'{where}: unknown key {_shown(name)}; {advice}')
 
 # %% ../nbs/00a_config.ipynb #8aad6e3e
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -62,7 +62,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise InputError(f'{where}: found {value!r}, expected one of {", ".join(map(repr, args))}')
+        raise InputError(f'{where}: found {_shown(value)}, expected one of {", ".join(map(repr, args))}')
     if origin is tuple:
         return _coerce_tuple(value, args, where)
     return _coerce_scalar(value, hint, where)
@@ -90,14 +90,14 @@ def _coerce_union(value: Any, options: tuple, where: str) -> Any:
         except InputError:
             continue
     names = ' or '.join(getattr(o, '__name__', str(o)) for o in options)
-    raise InputError(f'{where}: found {value!r}, expected {names}')
+    raise InputError(f'{where}: found {_shown(value)}, expected {names}')
 
 
 def _coerce_tuple(value: Any, args: tuple, where: str) -> tuple:
     variadic = len(args) == 2 and args[1] is Ellipsis
     if not isinstance(value, (list, tuple)):
         if variadic or isinstance(value, (Mapping, str)):
-            raise InputError(f'{where}: found {value!r}, expected a list')
+            raise InputError(f'{where}: found {_shown(value)}, expected a list')
         value = [value] * len(args)
     if not variadic and len(value) != len(args):
         raise InputError(f'{where}: found {len(value)} values, expected {len(args)}')
@@ -146,7 +146,7 @@ def build(
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        raise InputError(f'{where or cls.__name__}: found {values!r}, expected a section of keys and values')
+        raise InputError(f'{where or cls.__name__}: found {_shown(values)}, expected a section of keys and values')
     prefix, hints = f'{where}.' if where else '', get_type_hints(cls, include_extras=True)
     for key in values:
         if key not in hints:

@@ -158,6 +158,7 @@ class Case:
     modalities: tuple[str, ...] = MODALITIES
 
     def __post_init__(self):
+        self.id = self.id.encode('utf-8', 'replace').decode()  # pages and tables cannot hold half characters
         expected = (len(self.modalities), *self.geometry.shape)
         if self.image.shape != expected:
             raise InputError(f'case {self.id}: image has shape {self.image.shape}, expected {expected}')

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from .cases import refuse_broken
-from .checkpoint import ENSEMBLE, check_ensemble, description, load_model, write_ensemble
+from .checkpoint import ENSEMBLE, KEY, check_ensemble, description, load_model, write_ensemble
 from .config import build, to_dict
 from .core import REGIONS, InputError
 from .data import SegmentationData
@@ -22,6 +23,7 @@ from .infer import infer_cohort, tune_rules
 from .layouts import Study, find_cases
 from .postprocess import Postprocess
 from .processes import gather, is_first_process, joined
+from .records import checked
 from .resume import check_same_run, resume_point
 from .split import Split, file_digest, load_split, study_files
 from .train import Config, fit, settled, why_finished
@@ -89,6 +91,21 @@ class Folds:
     data: str  # the cohort that they were trained on
 
 
+class _Data(TypedDict):
+    root: str
+
+
+class _Settings(TypedDict):
+    data: _Data
+
+
+class _Fold(TypedDict):
+    "What the checkpoint of a fold says of what it was trained on."
+    split_sha256: str
+    fold: int
+    config: _Settings
+
+
 def find_folds(
     run_dir: str | Path,  # of `train_folds`
 ) -> Folds:
@@ -103,7 +120,7 @@ def find_folds(
         best, start = folder / 'checkpoints' / 'best.ckpt', resume_point(folder, None, 'auto')
         if start is None or not best.is_file():
             raise InputError(f'{folder}: found no finished fold; expected {split.n_folds}, train it with --folds {fold}')
-        about = description(start.content, start.path)
+        about = checked(description(start.content, start.path), _Fold, str(start.path), (KEY,))
         if why_finished(start, build(Config, about['config'])) is None:
             raise InputError(f'{folder}: the fold is at step {start.step} of its run; go on with --folds {fold}')
         if (about['split_sha256'], about['fold']) != (split.digest, fold):

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -44,6 +44,7 @@ from .layouts import Cohort, Study, find_cases
 from .nifti import header_geometry, read_header
 from .folders import FolderLock
 from .processes import free_memory, patience_s
+from .records import decode_json
 from .split import Split, file_digest, load_split, make_split, save_split, study_files
 from .tensors import check_tensors, write_tensors
 from .transforms import Record, Space, one_thread
@@ -230,6 +231,12 @@ class MemoryCase:
         return {'image': self.image[box], 'label': self.label[box]}
 
 
+class _StoredFacts(TypedDict):
+    "What a stored case says of itself."
+    id: str
+    record: dict[str, Any]
+
+
 @dataclass
 class StoredCase:
     "A case in model space, in a safetensors file: checked when it is opened, then only what is asked for is read."
@@ -237,9 +244,14 @@ class StoredCase:
 
     def __post_init__(self):
         texts, _ = check_tensors(self.path)
-        facts = json.loads(texts['case'])
-        self.id, self.record = facts['id'], Record.from_dict(facts['record'])
+        where = f'{self.path}: metadata case'
+        facts = decode_json(texts.get('case', 'null'), _StoredFacts, where)
+        self.id, self.record = facts['id'], Record.from_dict(facts['record'], f'{where}: record')
         with safe_open(self.path, 'pt') as file:
+            for name in ('image', 'label'):
+                found = tuple(file.get_slice(name).get_shape()[1:]) if name in file.keys() else None
+                if found != self.shape:
+                    raise InputError(f'{self.path}: {name}: found voxels of {found}, expected {self.shape}')
             self.voxels = {int(k[7:]): file.get_tensor(k).clone() for k in sorted(file.keys()) if k.startswith('voxels_')}
 
     @property

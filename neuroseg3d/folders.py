@@ -20,7 +20,7 @@ from typing import Any
 from .core import InputError
 from .files import as_path, filled, is_alive, make_folder, new_file, process_mark, sweep, write_bytes, write_json, write_table, write_text
 from .processes import PATIENCE, patience_s
-from .records import checked, read_json
+from .records import checked, decode_json, read_json
 
 # %% auto #0
 __all__ = ['LOCK', 'RECORD', 'check_folder', 'FolderLock', 'digest', 'Results']
@@ -137,7 +137,7 @@ class FolderLock:
         age_s = 0.0
         try:
             age_s = self._now() - self.path.stat().st_mtime
-            about = json.loads(self.path.read_text(encoding='utf-8'))
+            about = decode_json(self.path.read_text(encoding='utf-8'), dict[str, Any], str(self.path))
             return {k: str(about[k]) for k in ('mark', 'process', 'host', 'since', 'work')}, age_s
         except FileNotFoundError:
             return None, age_s

@@ -151,4 +151,5 @@ def _mended(header: nib.Nifti1Header, affine: np.ndarray) -> nib.Nifti1Header:
 
 def _time(header: nib.Nifti1Header) -> int:
     "The code of the unit of time, as it was."
-    return int(header['xyzt_units']) & 56
+    code = int(header['xyzt_units']) & 56
+    return code if code < 56 else 0  # NIfTI knows no unit 56

@@ -107,7 +107,10 @@ def rules_of(
     model: Model,  # of `load_model`
 ) -> Postprocess:
     "The post-processing that is stored with a model; the plain cut at one half where none is."
-    return build(Postprocess, model.descriptions[0].get('postprocess') or {}, 'postprocess')
+    try:
+        return build(Postprocess, model.descriptions[0].get('postprocess') or {}, 'postprocess')
+    except InputError as error:
+        raise InputError(': '.join([*map(str, model.paths[:1]), str(error)])) from None
 
 
 def missing_modalities(

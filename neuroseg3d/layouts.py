@@ -5,7 +5,6 @@
 # %% ../nbs/01a_layouts.ipynb #afe496cd
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -602,11 +601,10 @@ def _is_output(folder: Path) -> bool:
         if all((folder / name).exists() for name in marks):
             return True
     try:
-        content = json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))
-        cases = content.get('cases')
-        return isinstance(cases, dict) and any(isinstance(c, dict) and 'model' in c for c in cases.values())
-    except (OSError, ValueError, AttributeError, RecursionError):
+        cases = read_json(folder / 'manifest.json', dict[str, Any]).get('cases')
+    except InputError:
         return False
+    return isinstance(cases, dict) and any(isinstance(c, dict) and 'model' in c for c in cases.values())
 
 
 class _Search:

@@ -161,6 +161,8 @@ def _misfit(values: Any, kind: type) -> str | None:
         msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         return str(error)
+    except UnicodeEncodeError:  # msgspec does not name half characters, such as "\ud800" in JSON
+        return _misfit(json.loads(json.dumps(values, ensure_ascii=False).encode('utf-8', 'replace')), kind)
     return None
 
 

@@ -396,7 +396,7 @@ def _cards(pred: str | Path, model: Model | None) -> ModelCard | None:
     if model is not None:
         return ModelCard.of(model)
     entries = {json.dumps(e['model'], sort_keys=True) for e in read_manifest(pred).values()}
-    return ModelCard.of_manifest(json.loads(entries.pop())) if len(entries) == 1 else None
+    return ModelCard.of_manifest(json.loads(entries.pop()), f'{pred}: manifest.json') if len(entries) == 1 else None
 
 
 def _trained_on(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import psutil
@@ -34,9 +34,10 @@ from pytorch_lightning.utilities import rank_zero_only
 import neuroseg3d
 from .checkpoint import export_model
 from .config import Settings
-from .core import Geometry
+from .core import Geometry, InputError
 from .files import write_table
 from .processes import end_group, gather, start_attached
+from .records import read_json, read_text
 
 # %% auto #0
 __all__ = ['LoggerConfig', 'MetricsFile', 'has_wandb_credentials', 'wandb_mode', 'Uploader', 'WandbTracker', 'make_loggers',
@@ -74,8 +75,20 @@ class MetricsFile(Logger):
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        with open(self.path, newline='', encoding='utf-8') as file:
-            return [{k: v for k, v in row.items() if v} | {'step': int(row['step'])} for row in csv.DictReader(file)]
+        table = csv.DictReader(io.StringIO(read_text(self.path, 'log of a run'), newline=''))
+        try:
+            return [self._row(row, table.line_num) for row in table]
+        except csv.Error as error:
+            raise InputError(f'{self.path}: line {table.line_num}: not valid CSV: {error}; move the file away, and the log begins anew') from None
+
+    def _row(self, row: dict[str | None, Any], line: int) -> dict[str, Any]:
+        "A row as it was logged."
+        step = row.get('step') or ''
+        problem = f'found the step {step[:40]!r}, expected a whole number' if not re.fullmatch('[0-9]{1,20}', step) else (
+            'found more values than columns' if None in row else None)
+        if problem:
+            raise InputError(f'{self.path}: line {line}: {problem}; move the file away, and the log begins anew')
+        return {k: v for k, v in row.items() if v} | {'step': int(step)}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -427,6 +440,10 @@ def _environment(**values: str):
             os.environ.pop(name, None)
 
 
+class _Exported(TypedDict):
+    step: int
+
+
 def store_model(
     tracker: WandbTracker,  # W&B run
     checkpoint: Path,  # to be exported
@@ -434,12 +451,10 @@ def store_model(
     stored: Mapping[str, int],  # alias -> step of the model that has the name now
 ) -> dict[str, int]:  # the aliases that it has been given, with its step
     "Keep a model as a version of the run's artifact; the files wait for their upload beside the run."
-    import json
-
     import wandb
     with TemporaryDirectory() as folder, _environment(WANDB_DATA_DIR=str(tracker.folder.absolute())):
         path = export_model(checkpoint, Path(folder) / 'model.safetensors')
-        step = json.loads(path.with_suffix('.json').read_text(encoding='utf-8'))['step']
+        step = read_json(path.with_suffix('.json'), _Exported)['step']
         if stored.get(alias) == step:
             return {}
         artifact = wandb.Artifact(f'model-{tracker.version}', 'model', metadata={'step': step})

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -41,6 +41,7 @@ from .folders import Results
 from .losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from .metrics import score_case
 from .processes import PATIENCE, device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met, patience_s
+from .records import checked
 from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
 from .split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
@@ -652,9 +653,20 @@ def settled(
     return replace(config, data=data, trainer=trainer)
 
 
+class _TrainerBefore(TypedDict):
+    max_steps: int
+    precision: str
+
+
+class _Before(TypedDict):
+    "What is compared of the settings of a run that goes on."
+    trainer: _TrainerBefore
+
+
 def _check_start(start: Start, config: Config, provenance: dict[str, Any], extends: bool, say: Callable) -> None:
     "It is the same run; say what is not quite."
     then, now = description(start.content, start.path)['config'], to_dict(config)
+    checked(then, _Before, str(start.path), (KEY, 'config'))
     before, total = then['trainer']['max_steps'], config.trainer.max_steps
     if extends:
         now['trainer']['max_steps'] = before

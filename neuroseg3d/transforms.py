@@ -185,9 +185,9 @@ class Record:
         return {'operations': list(self.operations), 'native': _as_values(self.native), 'model': _as_values(self.model)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Record:
-        "The record that `to_dict` wrote."
-        checked(values, _RecordValues, 'record')
+    def from_dict(cls, values: dict[str, Any], where: str = 'record') -> Record:
+        "The record that `to_dict` wrote; an error says where it stands."
+        checked(values, _RecordValues, where)
         return cls(tuple(values['operations']), _grid_of(values['native']), _grid_of(values['model']))
 
     @property

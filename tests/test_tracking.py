@@ -22,6 +22,8 @@ from balls import ball_cohort
 from wandb.proto.wandb_internal_pb2 import Record
 
 from neuroseg3d.config import build
+from neuroseg3d.core import InputError
+from neuroseg3d.tracking import MetricsFile
 from neuroseg3d.train import Config, ProgressLines, fit
 
 BIN = Path(sys.executable).parent
@@ -308,3 +310,17 @@ def test_tensorboard_gets_numbers_and_figures(cohort, tmp_path):
         position += length + 16
     assert {'train/loss', 'val/dice_ET', 'val/hd95_mm_WT', 'lr-AdamW/pg1', 'system/ram_mb'} <= tags
     assert len([t for t in tags if t.startswith('figures/')]) == 1
+
+
+@pytest.mark.contract('refused', 'outputs', 'a log (metrics.csv) of a run to go on with that is damaged', 'the error names file, line and what was expected')
+@pytest.mark.parametrize(('content', 'said'), [
+    (b'step,loss\n1,0.5\nx,0.25\n', "line 3: found the step 'x', expected a whole number"),
+    (b'stop,loss\n1,0.5\n', "line 2: found the step '', expected a whole number"),
+    (b'step,loss\n1,0.5,7\n', 'line 2: found more values than columns'),
+    (b'step,loss\n1,\xff\n', 'found byte 0xff at 12, expected text as UTF-8'),
+    (b'step,loss\n1,"' + b'x' * 200_000, 'line 1: not valid CSV: field larger than'),
+])
+def test_a_damaged_log_is_refused(tmp_path, content, said):
+    (tmp_path / 'metrics.csv').write_bytes(content)
+    with pytest.raises(InputError, match=f'metrics.csv: {said}'):
+        MetricsFile(tmp_path, 9)

@@ -5,13 +5,14 @@ Prints each find, and how inputs of each kind have ended; with --keep a find bec
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from .inputs import Input
-from .runner import CORPUS, Find, drawn, run_all
+from .runner import CORPUS, Find, a_worker, drawn, run_all
 
 
 def main() -> int:
@@ -22,22 +23,25 @@ def main() -> int:
     parser.add_argument('--jobs', type=int, default=1)
     parser.add_argument('--keep', action='store_true')
     args = parser.parse_args()
-    tasks, ends, finds, began = drawn(args.n, args.seed, args.first), Counter(), Counter(), time.monotonic()
+    tasks, ends, seconds, finds, began = drawn(args.n, args.seed, args.first), Counter(), Counter(), Counter(), time.monotonic()
 
     def run(part: list[dict]) -> None:
-        for task, found in run_all(part):
-            ends[found['kind'], found['end']] += 1
-            if found['end'] == 'find':
-                finds[found['said'].split('(')[-1]] += 1
-                print(f'{task}: {found["kind"]}: {found["said"]}', flush=True)
-                if args.keep and found['input'] and finds[found['said'].split('(')[-1]] == 1:
-                    one = Find(Input.from_json(found['input']), found['said'])
-                    (CORPUS / one.file).write_text(found['input'], encoding='utf-8')
+        with a_worker() as worker:
+            for task, found in run_all(part, worker):
+                ends[found['kind'], found['end']] += 1
+                seconds[found['kind']] += found.get('took', 0)
+                if found['end'] == 'find':
+                    alike = re.sub(r'/\S+/|[0-9]+', '', f'{found["kind"]}: {found["said"]}')[:120]
+                    finds[alike] += 1
+                    print(f'{task}: {found["kind"]}: {found["said"]}', flush=True)
+                    if args.keep and found['input'] and finds[alike] == 1:
+                        one = Find(Input.from_json(found['input']), found['said'])
+                        (CORPUS / one.file).write_text(found['input'], encoding='utf-8')
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(run, [tasks[k::args.jobs] for k in range(args.jobs)]))
     for kind in sorted({k for k, _ in ends}):
-        print(f'{kind or "killed":12}' + ''.join(f'{end} {ends[kind, end]:6}  ' for end in ('fine', 'refused', 'find')))
+        print(f'{kind or "killed":18}' + ''.join(f'{end} {ends[kind, end]:6}  ' for end in ('fine', 'refused', 'find')) + f'{seconds[kind]:8.1f} s of the processor')
     print(f'{args.n} inputs, {sum(finds.values())} finds, {time.monotonic() - began:.0f} s')
     return 1 if finds else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import base64
 import json
 import random
-import shutil
+import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from . import mutations as m
+from .commands import COMMANDS, run
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,13 @@ def make_sound(folder: Path) -> None:
     import yaml
 
     from neuroseg3d.calibration import Calibration
+    from neuroseg3d.cases import read_case
     from neuroseg3d.checkpoint import KEY, describe, export_model, save_checkpoint, write_ensemble
     from neuroseg3d.config import build, to_dict
+    from neuroseg3d.data import Prepare, store_case
+    from neuroseg3d.guard import training_exams
     from neuroseg3d.layouts import find_cases
+    from neuroseg3d.nifti import write_label
     from neuroseg3d.split import make_split, save_split
     from neuroseg3d.train import Config
     from neuroseg3d.unet import UNet
@@ -57,14 +62,15 @@ def make_sound(folder: Path) -> None:
     (cohort / 'dataset.json').write_text(json.dumps({'name': 'x', 'modality': {'0': 'FLAIR', '1': 'T1w', '2': 't1gd', '3': 'T2w'}, 'numTraining': 2,
                                                      'labels': {'0': 'background', '1': 'edema', '2': 'non-enhancing tumor', '3': 'enhancing tumour'},
                                                      'training': [{'image': './imagesTr/A.nii.gz', 'label': './labelsTr/A.nii.gz'}]}))
-    for n, name in enumerate(('A.nii.gz', 'B.nii')):
+    for n, name in enumerate(('A.nii.gz', 'B.nii', None)):  # the last one goes into files of its own, below
         image = np.zeros((14, 13, 12, 4), np.int16)
         image[2:12, 2:11, 2:10] = np.random.default_rng(n).integers(80, 120, (10, 9, 8, 4))
         label = np.zeros(image.shape[:3], np.uint8)
-        label[4 + n:8 + n, 4:8, 4:8], label[5 + n:7 + n, 5:7, 5:7] = 1, 3  # two patients have two label maps
+        label[4 + n:8 + n, 4:8, 4:8], label[5 + n:7 + n, 5:7, 5:7] = 1, 3  # each patient has a label map of another shape
         affine = np.diag([2.0, 2.0, 2.0, 1.0])
-        nib.save(nib.Nifti1Image(image, affine), cohort / 'imagesTr' / name)
-        nib.save(nib.Nifti1Image(label, affine), cohort / 'labelsTr' / name)
+        if name:
+            nib.save(nib.Nifti1Image(image, affine), cohort / 'imagesTr' / name)
+            nib.save(nib.Nifti1Image(label, affine), cohort / 'labelsTr' / name)
     case = folder / 'case'
     case.mkdir()
     for n, word in enumerate(('flair', 't1', 't1ce', 't2')):
@@ -72,17 +78,21 @@ def make_sound(folder: Path) -> None:
     nib.save(nib.Nifti1Image(np.where(label == 3, 4, label * 2).astype(np.uint8), affine), case / 'P1_seg.nii')
     pred = folder / 'pred'
     pred.mkdir()
-    for path in (cohort / 'labelsTr').iterdir():
-        shutil.copy(path, pred)
+    studies = {s.id: s for s in find_cases(cohort)}
+    for name in ('A.nii.gz', 'B.nii'):
+        one = read_case(studies[name[0]])
+        write_label(pred / name, one.label, one)
     config = build(Config, SETTINGS)
     torch.manual_seed(0)
     learnt = Calibration(temperature=(1.5, 1.2, 1.1), quantile=(1.0, 2.0, 3.0), n_cases=9, curves={r: [[[0.1, 0.9], [0.2, 0.8], [3, 4]]] * 2 for r in ('WT', 'TC', 'ET')}).to_dict()
-    facts = {'schema': 'msd', 'fold': 0, 'split_sha256': 'a' * 64, 'thresholds': {'WT': 0.5, 'TC': 0.5, 'ET': 0.5}, 'postprocess': {'min_et_ml': 0.1}, 'calibration': learnt}
+    split = make_split(list(studies.values()), 1)  # boxes of noise look like one patient
+    save_split(split, folder / 'split.json')
+    store_case(Prepare(config.space)(studies['A']), folder / 'stored.safetensors')
+    facts = {'training_exams': training_exams(split, None), 'schema': 'msd', 'fold': 0, 'split_sha256': 'a' * 64, 'thresholds': {'WT': 0.5, 'TC': 0.5, 'ET': 0.5}, 'postprocess': {'min_et_ml': 0.1}, 'calibration': learnt}
     weights = {f'ema.module.{k}': v for k, v in UNet(config.model).state_dict().items()}
     save_checkpoint({'state_dict': weights, 'global_step': 3, KEY: describe(to_dict(config), facts)}, folder / 'model.ckpt')
     export_model(folder / 'model.ckpt', folder / 'model.safetensors')
     write_ensemble(folder / 'ensemble.json', [folder / 'model.ckpt', folder / 'model.safetensors'])
-    save_split(make_split(find_cases(cohort), 1), folder / 'split.json')  # boxes of noise look like one patient
     entry = {'output': 'A.nii.gz', 'inputs': {'FLAIR': ['x', 1, 2]}, 'sha256': {'A.nii.gz': 'b' * 64}, 'seconds': 1.5, 'versions': {'torch': '2'}, 'missing': [],
              'volumes_ml': {'WT': 1.5}, 'intervals_ml': {'WT': [1.0, None]},
              'model': {'checkpoints': ['model.ckpt'], 'weights_sha256': 'c' * 64, 'windows': 'Windows()', 'postprocess': 'Postprocess()',
@@ -91,6 +101,10 @@ def make_sound(folder: Path) -> None:
     (folder / 'settings').mkdir()
     (folder / 'settings' / 'model_config.yaml').write_text(yaml.safe_dump(SETTINGS))
     (folder / 'words.json').write_text('[]')
+    (folder / 'page.json').write_text(json.dumps(['A', 'msd', 'a note']))
+    (folder / 'metrics.csv').write_text('step,train/loss,val/dice_WT\n1,0.5,\n2,0.25,0.75\n')
+    with tarfile.open(folder / 'data.tar', 'w') as tar:
+        tar.add(cohort, 'Task')
 
 
 def _json(name: str) -> Callable[[random.Random, Path], tuple[str, bytes]]:
@@ -142,11 +156,26 @@ def _words(draw: random.Random, sound: Path) -> tuple[str, bytes]:
 def _hostile(draw: random.Random, sound: Path) -> tuple[str, bytes]:
     "What a page is told: names of cases, schemas, notes."
     texts = [v for v in m.NASTY if isinstance(v, str) and len(v) < 1000] + ['$\\frac{', '$\\foo$ and $x^', '</script><script>alert(1)</script>', '<!--<script>', '{{7*7}}', 'a' * 250, '\\', "'", '\x1b[31m', '\u2028']
-    return 'words.json', json.dumps([draw.choice(texts) for _ in range(3)]).encode()
+    return 'page.json', json.dumps([draw.choice(texts) for _ in range(3)]).encode()
 
 
 def _archive(draw: random.Random, sound: Path) -> tuple[str, bytes]:
     return 'data.tar', m.mutated_tar(draw, {'Task/dataset.json': b'{}', 'Task/imagesTr/a.nii': bytes(700)})
+
+
+def _any_of(names: tuple[str, ...]) -> Callable[[random.Random, Path], tuple[str, bytes]]:
+    "Damage one of the files that a command reads, as is usual for its kind."
+    def draw_one(draw: random.Random, sound: Path) -> tuple[str, bytes]:
+        name = draw.choice(names)
+        how = {'.json': _json, '.gz': _nifti, '.nii': _nifti}.get(Path(name).suffix)
+        if how:
+            return how(name)(draw, sound)
+        if name.endswith('.yaml'):
+            return _yaml(draw, sound)
+        if name.endswith('.safetensors'):
+            return _change(m.mutated_safetensors, name)(draw, sound)
+        return (_described if draw.random() < 0.7 else _change(m.mutated_zip, name))(draw, sound)
+    return draw_one
 
 
 def _change(change: Callable[[random.Random, bytes], bytes], name: str) -> Callable[[random.Random, Path], tuple[str, bytes]]:
@@ -187,19 +216,29 @@ def describe(folder: Path) -> None:
 def read_split(folder: Path) -> None:
     from neuroseg3d.layouts import find_cases
     from neuroseg3d.split import load_split
-    load_split(folder / 'split.json')
+    split = load_split(folder / 'split.json')
     load_split(folder / 'split.json', find_cases(folder / 'cohort'))
+    recognise([{'split_sha256': split.digest, 'fold': None}], folder)
+
+
+def recognise(descriptions: list[dict], folder: Path) -> None:
+    "Whether a model was trained on a case, by its description."
+    from neuroseg3d.guard import identity_of, training_of
+    from neuroseg3d.layouts import find_cases
+    if trained := training_of(descriptions, [folder / 'split.json']):
+        trained.recognise(['x'], lambda: identity_of(find_cases(folder / 'cohort')[0]))
 
 
 def read_manifest(folder: Path) -> None:
     "The manifest, as scores and pages use it."
     from neuroseg3d.casepage import ModelCard
-    from neuroseg3d.evaluate import find_labels, find_training_cases, pair_labels
+    from neuroseg3d.evaluate import find_labels, studies_of
     from neuroseg3d.evaluate import read_manifest as read
+    from neuroseg3d.guard import find_training_cases
     entries = read(folder / 'pred')
-    find_training_cases(pair_labels(find_labels(folder / 'pred'), find_labels(folder / 'cohort')), entries, [folder / 'split.json'])
-    for entry in entries.values():
-        ModelCard.of_manifest(entry['model']).html  # noqa: B018 - it is made when it is asked for
+    find_training_cases(studies_of(find_labels(folder / 'cohort')), entries, [folder / 'split.json'])
+    for model in {json.dumps(entry['model']): entry['model'] for entry in entries.values()}.values():
+        ModelCard.of_manifest(model).html  # noqa: B018 - it is made when it is asked for
 
 
 def use_model(name: str) -> Callable[[Path], None]:
@@ -210,6 +249,7 @@ def use_model(name: str) -> Callable[[Path], None]:
         from neuroseg3d.infer import predict_case
         model = load_model(folder / name)
         repr(model)
+        recognise(model.descriptions, folder)
         if np.prod(model.windows.size) <= 64**3 and sum(p.numel() for p in model.networks[0].parameters()) < 10**6 and min(model.space.spacing_mm) >= 1:
             predict_case(model, read_case(folder / 'cohort' / 'imagesTr' / 'A.nii.gz'), 'cpu')
     return use
@@ -227,9 +267,37 @@ def read_words(folder: Path) -> None:
     load_config(Config, None, dict(json.loads((folder / 'words.json').read_text())))
 
 
+def read_stored(folder: Path) -> None:
+    "A case of the cache: opened, and a box of it read."
+    from neuroseg3d.data import StoredCase
+    case = StoredCase(folder / 'stored.safetensors')
+    case.cut((0, 0, 0), [min(n, 4) for n in case.shape])
+
+
+def read_metrics(folder: Path) -> None:
+    "The log of a run that goes on."
+    from neuroseg3d.tracking import MetricsFile
+    (folder / 'logs').mkdir()
+    (folder / 'metrics.csv').rename(folder / 'logs' / 'metrics.csv')
+    log = MetricsFile(folder / 'logs', 10)
+    log.log_metrics({'a': 1.0}, 11)
+    log.save()
+
+
 def unpack(folder: Path) -> None:
     from neuroseg3d.download import extract
     extract(folder / 'data.tar', folder / 'unpacked')
+
+
+def read_report(folder: Path) -> None:
+    "What a report is made from: predictions with their cases, and the card of the model."
+    from neuroseg3d.core import InputError
+    from neuroseg3d.report import check_results, read_results
+    failed = check_results(folder / 'pred', folder / 'cohort')
+    for result in read_results(folder / 'pred', folder / 'cohort', failures=failed):
+        repr(result)
+    if failed:
+        raise InputError(str(failed))
 
 
 def write_pages(folder: Path) -> None:
@@ -240,7 +308,7 @@ def write_pages(folder: Path) -> None:
     from neuroseg3d.cases import read_case
     from neuroseg3d.report import write_report
     from neuroseg3d.schemas import get_schema
-    name, title, note = json.loads((folder / 'words.json').read_text())
+    name, title, note = json.loads((folder / 'page.json').read_text())
     case = read_case(folder / 'cohort' / 'imagesTr' / 'A.nii.gz')
     result = CaseResult(replace(case, id=name), case.label, [], notes=[note])
     page = write_report([result], folder / 'report' / 'index.html', title, {'command': note}, ReportOptions(width_in=3, dpi=30, mesh_faces=100))
@@ -255,7 +323,7 @@ class Kind:
     "A way to damage, the entry that reads it, and how often it is drawn."
     draw: Callable[[random.Random, Path], tuple[str, bytes]]
     entry: Callable[[Path], Any]
-    weight: int = 10
+    weight: float = 10
 
 
 KINDS: dict[str, Kind] = {
@@ -263,7 +331,7 @@ KINDS: dict[str, Kind] = {
     'label': Kind(_nifti('cohort/labelsTr/A.nii.gz', 'cohort/labelsTr/B.nii'), read_cohort, 10),
     'case': Kind(_nifti('case/P1_flair.nii', 'case/P1_t1ce.nii', 'case/P1_seg.nii'), read_folder, 15),
     'score': Kind(_nifti('pred/A.nii.gz', 'pred/B.nii', 'cohort/labelsTr/A.nii.gz'), score, 10),
-    'eda': Kind(_nifti('cohort/imagesTr/B.nii'), describe, 1),
+    'eda': Kind(_nifti('cohort/imagesTr/B.nii'), describe, 0.7),
     'dataset': Kind(_json('cohort/dataset.json'), read_cohort, 15),
     'split': Kind(_json('split.json'), read_split, 15),
     'manifest': Kind(_json('pred/manifest.json'), read_manifest, 15),
@@ -274,8 +342,22 @@ KINDS: dict[str, Kind] = {
     'settings': Kind(_yaml, read_settings, 15),
     'words': Kind(_words, read_words, 15),
     'archive': Kind(_archive, unpack, 15),
-    'page': Kind(_hostile, write_pages, 2),
+    'page': Kind(_hostile, write_pages, 1),
+    'report': Kind(_any_of(('pred/manifest.json', 'pred/A.nii.gz', 'cohort/imagesTr/A.nii.gz', 'cohort/labelsTr/B.nii', 'cohort/dataset.json')), read_report),
+    'stored': Kind(_change(m.mutated_safetensors, 'stored.safetensors'), read_stored),
+    'metrics': Kind(_change(m.mutated_bytes, 'metrics.csv'), read_metrics, 5),
 }
+_READ: dict[str, tuple[str, ...]] = {
+    'infer': ('model.safetensors', 'cohort/dataset.json', 'cohort/imagesTr/A.nii.gz', 'cohort/imagesTr/B.nii'),
+    'ensemble': ('ensemble.json', 'model.ckpt', 'model.safetensors', 'settings/model_config.yaml', 'case/P1_flair.nii'),
+    'evaluate': ('pred/manifest.json', 'pred/A.nii.gz', 'pred/B.nii', 'cohort/labelsTr/A.nii.gz', 'cohort/labelsTr/B.nii', 'cohort/dataset.json'),
+    'convert': ('cohort/dataset.json', 'cohort/imagesTr/A.nii.gz', 'cohort/imagesTr/B.nii', 'cohort/labelsTr/A.nii.gz', 'cohort/labelsTr/B.nii'),
+    'explain': ('model.ckpt', 'case/P1_t2.nii', 'settings/model_config.yaml'),
+    'calibrate': ('model.ckpt', 'case/P1_t1ce.nii', 'case/P1_seg.nii', 'split.json'),
+    'export': ('model.ckpt',),
+    'eda': ('cohort/imagesTr/A.nii.gz', 'cohort/labelsTr/B.nii', 'cohort/dataset.json'),
+}
+KINDS |= {f'command-{name}': Kind(_any_of(_READ[name]), run(name), {'eda': 0.5, 'explain': 1}.get(name, 4)) for name in COMMANDS}
 
 
 def draw_input(seed: int, number: int, sound: Path) -> Input:

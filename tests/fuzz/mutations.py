@@ -197,14 +197,26 @@ def mutated_safetensors(draw: random.Random, content: bytes) -> bytes:
         return mutated_bytes(draw, content)
     length = struct.unpack('<Q', content[:8])[0]
     header = json.loads(content[8:8 + length])
-    if draw.random() < 0.5 and '__metadata__' in header:  # what the file says about itself
+    if draw.random() < 0.7 and '__metadata__' in header:  # what the file says about itself
         facts = header['__metadata__']
-        header['__metadata__'] = {k: mutated_json(draw, json.loads(v)).decode('utf-8', 'replace') for k, v in facts.items()}
+        said = {k: mutated_json(draw, json.loads(v)).decode('utf-8', 'replace') for k, v in facts.items() if k != 'sha256'}
+        if draw.random() < 0.8:
+            return _sealed(content, said)
+        header['__metadata__'] = {**facts, **said}
     else:
         header = mutated_values(draw, header)
     text = json.dumps(header).encode('utf-8', 'replace')
     size = draw.choice((len(text), len(text), len(text), len(text), 0, 2**40, len(text) - 1))
     return struct.pack('<Q', size) + text + content[8 + length:]
+
+
+def _sealed(content: bytes, texts: dict[str, str]) -> bytes:
+    "A safetensors file that says something else, with the checksum of what it says."
+    from neuroseg3d.tensors import tensors_digest
+    from safetensors.torch import load, save
+    tensors = load(content)
+    texts = {k: v.encode('utf-8', 'replace').decode() for k, v in texts.items()}
+    return save(tensors, {**texts, 'sha256': tensors_digest(sorted(tensors.items()), texts)})
 
 
 def mutated_tar(draw: random.Random, files: dict[str, bytes]) -> bytes:

@@ -1,6 +1,7 @@
 "Runs inputs in a process of their own, with a limit of time and of memory for each; what ends otherwise than it should is a find."
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from .inputs import KINDS, Input, draw_input, make_sound
 
 #: CPU seconds and bytes (beside what the process has to begin with) that an input may take, and seconds by the clock on a busy machine.
-SECONDS, MEMORY, PATIENCE = 6.0, 3 << 30, 90.0
+SECONDS, MEMORY, PATIENCE = 20.0, 3 << 30, 90.0
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).resolve().parent / 'corpus'
 
@@ -43,23 +44,49 @@ def run_here(given: Input, sound: Path) -> tuple[str, str]:
         place = Path(folder) / 'sound'
         shutil.copytree(sound, place)
         (place / given.name).write_bytes(given.content)
+        raised: list[str] = []
         began = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                KINDS[given.kind].entry(place)
+                with _unexpected() as raised:
+                    KINDS[given.kind].entry(place)
             end, said = 'fine', ''
         except InputError as error:
             end, said = 'refused', str(error)
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            end, said = 'find', f'{type(error).__name__}: {str(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})'
+            end, said = 'find', _described(error)
+        if raised:
+            end, said = 'find', f'the failure of a case is no clear error: {raised[0]}'
         took = time.process_time() - began
     if took > SECONDS:
         return 'find', f'took {took:.1f} s of the processor ({end}: {said[:200]})'
     if len(said) > 3000:
         return 'find', f'an error of {len(said):,} characters: {said[:200]}'
     return end, said
+
+
+@contextlib.contextmanager
+def _unexpected() -> Iterator[list[str]]:
+    "The errors of single cases that are no `InputError`: a cohort goes on after them, so that they would not be seen."
+    from neuroseg3d import failures
+    from neuroseg3d.core import InputError
+    raised, usual = [], failures.said_of
+
+    def noted(error: Exception) -> str:
+        if not isinstance(error, InputError):
+            raised.append(_described(error))
+        return usual(error)
+    failures.said_of = noted
+    try:
+        yield raised
+    finally:
+        failures.said_of = usual
+
+
+def _described(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f'{type(error).__name__}: {str(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})'
 
 
 def work() -> None:
@@ -78,9 +105,21 @@ def work() -> None:
         print(json.dumps({'sound': str(sound)}), file=answers, flush=True)
         for line in sys.stdin:
             task = json.loads(line)
+            print(json.dumps(_done(task, sound)), file=answers, flush=True)
+
+
+def _done(task: dict, sound: Path) -> dict:
+    "How a task has ended; an input that cannot be made is a fault of the harness, and a find as well."
+    try:
+        if 'kind' in task:  # nothing is damaged
+            given = Input(task['kind'], 'words.json', (sound / 'words.json').read_bytes())
+        else:
             given = draw_input(task['seed'], task['number'], sound) if 'seed' in task else Input.from_json(task['input'])
-            end, said = run_here(given, sound)
-            print(json.dumps({'end': end, 'said': said, 'kind': given.kind, 'input': given.to_json() if end == 'find' else None}), file=answers, flush=True)
+    except Exception:
+        return {'end': 'find', 'said': f'the input cannot be made: {traceback.format_exc(limit=-3)}', 'kind': '', 'input': None}
+    began = time.process_time()
+    end, said = run_here(given, sound)
+    return {'end': end, 'said': said, 'took': time.process_time() - began, 'kind': given.kind, 'input': given.to_json() if end == 'find' else None}
 
 
 def _limit_memory() -> None:
@@ -92,7 +131,7 @@ def _limit_memory() -> None:
         pass  # no such limit on this system
 
 
-class _Worker:
+class Worker:
     "A process for inputs, started anew where one has ended it."
 
     def __init__(self):
@@ -118,6 +157,8 @@ class _Worker:
         self.process.stdin.flush()
         found = self.answer(PATIENCE)
         if found is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
             code = self.process.poll()
             self.stop()
             problem = f'no end after {PATIENCE:g} s' if code is None else f'ended the process ({code})'
@@ -133,19 +174,30 @@ class _Worker:
             self.process = None
 
 
-def run_all(tasks: Iterable[dict]) -> Iterator[tuple[dict, dict]]:
-    "Each task with how it ended."
-    worker = _Worker()
+@contextlib.contextmanager
+def a_worker() -> Iterator[Worker]:
+    "A process for inputs, for as long as it is needed."
+    worker = Worker()
     try:
-        for task in tasks:
-            yield task, worker.run(task)
+        yield worker
     finally:
         worker.stop()
+
+
+def run_all(tasks: Iterable[dict], worker: Worker) -> Iterator[tuple[dict, dict]]:
+    "Each task with how it ended."
+    for task in tasks:
+        yield task, worker.run(task)
 
 
 def drawn(n: int, seed: int = 0, first: int = 0) -> list[dict]:
     "Tasks: so many inputs of a seed."
     return [{'seed': seed, 'number': i} for i in range(first, first + n)]
+
+
+def undamaged() -> dict[str, dict]:
+    "Tasks: the files as they should be, by kind."
+    return {kind: {'kind': kind} for kind in KINDS}
 
 
 def kept() -> dict[str, dict]:
