@@ -22,7 +22,7 @@ from .layouts import Study, check_complete, find_study
 from .nifti import PathLike, check_label, check_memory, grid_shape, header_geometry, read_header, read_label, read_volumes
 
 # %% auto #0
-__all__ = ['check_sequences', 'read_case', 'check_case', 'check_cases', 'refuse_broken']
+__all__ = ['check_sequences', 'exchanged', 'read_case', 'check_case', 'check_cases', 'refuse_broken']
 
 # %% ../nbs/01b_cases.ipynb #0dba8d6a
 def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
@@ -78,11 +78,12 @@ def _turn_of(path: Path, header: nib.Nifti1Header, grid: Geometry) -> tuple | No
 # %% ../nbs/01b_cases.ipynb #c0ffee02
 def check_sequences(
     image: np.ndarray,  # (4, X, Y, Z), channels in the library's order; zeros for a sequence that is not there
+    grid: Geometry,  # its grid
     files: Mapping[str, Path],  # modality -> file, for what is said
 ) -> None:
-    "Refuse the same voxels under two names; warn where sequences look exchanged."
-    step = max(1, round((image[0].size / 200_000) ** (1 / 3)))
-    thin = image[:, ::step, ::step, ::step]
+    "Refuse the same voxels under two names; warn where sequences look like one scan, or exchanged."
+    step = [max(1, round(4 / s)) for s in grid.spacing_mm]
+    thin = image[:, ::step[0], ::step[1], ::step[2]]
     there = [c for c in range(len(image)) if thin[c].any()]
     for n, first in enumerate(there):
         for second in there[n + 1:]:
@@ -90,23 +91,65 @@ def check_sequences(
                 names = MODALITIES[first], MODALITIES[second]
                 raise InputError(f'{files.get(names[1], names[1])}: {names[1]} has the very voxels of {names[0]} ({files.get(names[0], names[0])}), expected a '
                                  'scan of its own; a sequence that is not there is left out, with allow_missing (--allow_missing)')
-    brain = (thin != 0).all(0)
-    if len(there) == len(MODALITIES) and brain.sum() > 1000:
-        for first, second in _exchanged(thin[:, brain].astype(np.float64)):
+    for first, second in _one_scan(thin, there):
+        warnings.warn(f'{files.get(second, second)}: {second} follows {first} ({files.get(first, first)}) voxel by voxel, as a copy in another scale does; '
+                      'expected a scan of its own', stacklevel=3)
+    if len(there) == len(MODALITIES):
+        for first, second in exchanged(thin, [s * n for s, n in zip(grid.spacing_mm, step)]):
             warnings.warn(f'{files.get(first, first)}: {first} and {second} look exchanged; check the names of the files, or the order of the channels '
                           f'({", ".join(files)})', stacklevel=3)
 
 
-def _exchanged(voxels: np.ndarray) -> list[tuple[str, str]]:
-    "Pairs of sequences that look exchanged, from the voxels of the brain, (4, N)."
+def _one_scan(thin: np.ndarray, there: Sequence[int]) -> list[tuple[str, str]]:
+    "Pairs of sequences, one of which is the other in another scale."
+    brain = (thin[there] != 0).all(0)
+    if brain.sum() <= 1000:
+        return []
+    alike = np.atleast_2d(np.corrcoef(thin[there][:, brain].astype(np.float64)))
+    return [(MODALITIES[there[a]], MODALITIES[there[b]]) for a, b in np.argwhere(np.triu(alike > 0.999, 1))]
+
+# %% ../nbs/01b_cases.ipynb #e6bfda82
+_FEWEST = 1000  # voxels that a tendency is read from
+
+
+def exchanged(
+    thin: np.ndarray,  # (4, X, Y, Z), every few millimetres a voxel; zeros outside the brain
+    spacing_mm: Sequence[float],  # of these voxels
+    rim_mm: float = 8.0,  # of the brain, left out where T1w and T1gd are compared
+) -> list[tuple[str, str]]:
+    "Pairs of sequences that look exchanged."
     flair, t1w, t1gd, t2w = (MODALITIES.index(m) for m in ('FLAIR', 'T1w', 'T1gd', 'T2w'))
-    ranks = voxels.argsort(1).argsort(1)
-    alike = np.corrcoef(ranks)
-    middle, spread = np.median(voxels, 1, keepdims=True), np.subtract(*np.percentile(voxels, (75, 25), axis=1))[:, None]
-    rise = np.subtract(*((voxels - middle) / np.maximum(spread, 1e-9))[[t1gd, t1w]])
-    down, centre, up = np.percentile(rise, (0.5, 50, 99.5))
-    found = [('FLAIR', 'T2w')] if alike[flair, t1w] - alike[t2w, t1w] < -0.08 else []
-    return found + ([('T1w', 'T1gd')] if alike[t1w, t1gd] > 0.3 and centre - down > 1.2 * (up - centre) else [])
+    brain = (thin != 0).all(0)
+    inner = _without_rim(brain, [round(rim_mm / s) for s in spacing_mm])
+    found = []
+    if brain.sum() > _FEWEST:
+        alike = _rank_correlation(thin[:, brain])
+        found += [('FLAIR', 'T2w')] if alike[flair, t1w] - alike[t2w, t1w] < -0.08 else []
+    if inner.sum() > _FEWEST:
+        before, after = thin[t1w][inner], thin[t1gd][inner]
+        down, centre, up = np.percentile(_robust(after) - _robust(before), (0.1, 50, 99.9))  # vessels are few
+        found += [('T1w', 'T1gd')] if _rank_correlation([before, after])[0, 1] > 0 and centre - down > 1.2 * (up - centre) else []
+    return found
+
+
+def _rank_correlation(voxels: np.ndarray) -> np.ndarray:
+    "Rank correlations of rows, (n, n)."
+    return np.corrcoef(np.argsort(np.argsort(voxels, axis=1), axis=1))
+
+
+def _robust(values: np.ndarray) -> np.ndarray:
+    "Values less their median, over the distance of their quartiles."
+    low, middle, high = np.percentile(values.astype(np.float64), (25, 50, 75))
+    return (values - middle) / max(high - low, 1e-9)
+
+
+def _without_rim(mask: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    "A mask without what lies as near to its edge along each axis."
+    inner = np.pad(mask, 1)
+    for axis, n in enumerate(steps):
+        for _ in range(n):
+            inner &= np.roll(inner, 1, axis) & np.roll(inner, -1, axis)
+    return inner[1:-1, 1:-1, 1:-1]
 
 # %% ../nbs/01b_cases.ipynb #4cfe8310
 def read_case(
@@ -127,7 +170,7 @@ def read_case(
     image = _read_images(study, headers, geometry, allow_missing)
     if allow_missing and not image.any():  # else no sequence can be
         raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
-    check_sequences(image, study.images)
+    check_sequences(image, geometry, study.images)
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
     return Case(study.id, image, geometry, annotation, known, next(iter(headers.values())), sources)
 

@@ -2,20 +2,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from balls import ball_case
+from scipy import ndimage
 
-from neuroseg3d.cases import check_cases, read_case
+from neuroseg3d.cases import check_cases, check_sequences, read_case
 from neuroseg3d.cli import find_inputs, main
 from neuroseg3d.core import InputError
 from neuroseg3d.data import Data, SegmentationData
 from neuroseg3d.evaluate import find_labels
 from neuroseg3d.layouts import find_cases, find_study
-from neuroseg3d.phantom import write_cohort
+from neuroseg3d.phantom import make_phantom, write_cohort
 
 AFFINE = np.diag([6.0, 6, 6, 1])
 BRATS = ('flair', 't1', 't1ce', 't2')
@@ -109,12 +111,55 @@ def test_exchanged_sequences_are_noticed(tmp_path, recwarn):
     write_cohort(tmp_path, 2, seed=0, spacing_mm=3.0, workers=1)
     for study in find_cases(tmp_path):
         path = next(iter(study.images.values()))
-        read_case(path)
+        enhances = (read_case(study).label == 3).any()
         assert not [w for w in recwarn if 'exchanged' in str(w.message)]
         state(tmp_path, ORDER)
-        for wrong, pair in (('T2w,T1w,T1gd,FLAIR', 'FLAIR and T2w'), ('FLAIR,T1gd,T1w,T2w', 'T1w and T1gd')):
+        for wrong, pair in (('T2w,T1w,T1gd,FLAIR', 'FLAIR and T2w'), *([('FLAIR,T1gd,T1w,T2w', 'T1w and T1gd')] if enhances else [])):
             with pytest.warns(UserWarning, match=f'{pair} look exchanged'):
                 read_case(path, channels=wrong)
+
+
+@pytest.mark.contract('warned', 'images', 'a copy of one scan in another scale, given as a second or as all four sequences', 'the warning names both')
+@pytest.mark.parametrize('copies', [('T1gd',), ('FLAIR', 'T1gd', 'T2w')])
+def test_one_scan_in_another_scale_is_noticed(copies):
+    case = make_phantom(0, 3.0)
+    files = {m: Path(f'P1_{m}.nii.gz') for m in ORDER}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_sequences(case.image, case.geometry, files)
+    image, own = case.image.copy(), case.image[1]
+    for n, m in enumerate(copies):
+        image[ORDER.index(m)] = np.where(own != 0, np.round(own * (0.3 + 0.2 * n)) + 7 + n, 0)
+    with pytest.warns(UserWarning) as said:
+        check_sequences(image, case.geometry, files)
+    text = [str(w.message) for w in said]
+    for m in copies:
+        assert any(f'{m} follows T1w' in t or f'T1w follows {m}' in t for t in text), text
+
+
+def test_the_edge_of_the_brain_does_not_make_sequences_look_exchanged(recwarn):
+    "T1gd stripped a little closer than T1w: dark along its rim, where T1w is bright; what enhances inside still tells."
+    case, files = make_phantom(0, 3.0), {m: Path(f'P1_{m}.nii.gz') for m in ORDER}
+    brain = case.brain
+    rim = brain & ~ndimage.binary_erosion(brain)
+    image = case.image.copy()
+    image[1][rim], image[2][rim] = 1.6 * image[1][brain].max(), 0.02 * np.median(image[2][brain])
+    check_sequences(image, case.geometry, files)
+    assert not [w for w in recwarn if 'T1w and T1gd look exchanged' in str(w.message)]
+    with pytest.warns(UserWarning, match='T1w and T1gd look exchanged'):
+        check_sequences(image[[0, 2, 1, 3]], case.geometry, files)
+
+
+SHARED = Path(__file__).resolve().parents[2] / 'shared'
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the real cases are not here')
+@pytest.mark.parametrize('name', ['cohorts/glioma42/BraTS-SSA-00057-000', 'cohorts/glioma42/BraTS-SSA-00076-000', 'data/brats2021/BraTS2021_01478', 'cohorts/no_tumour/MS-07'])
+def test_t1w_and_t1gd_of_real_cases_are_told_apart(name, recwarn):
+    case = read_case(SHARED / name, with_label=False)
+    assert not [w for w in recwarn if 'exchanged' in str(w.message)]
+    with pytest.warns(UserWarning, match='T1w and T1gd look exchanged'):
+        check_sequences(case.image[[0, 2, 1, 3]], case.geometry, {m: Path(m) for m in ORDER})
 
 
 # ---- cohorts
