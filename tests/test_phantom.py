@@ -15,7 +15,7 @@ import pytest
 from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import labels_to_regions
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.phantom import best_threshold_dice, label_contrast, make_phantom, write_cohort
+from neuroseg3d.phantom.cohort import best_threshold_dice, label_contrast, make_phantom, write_cohort
 
 
 def run(root: Path, code: str, **env: str) -> subprocess.CompletedProcess:
@@ -26,7 +26,7 @@ def run(root: Path, code: str, **env: str) -> subprocess.CompletedProcess:
 
 def test_a_script_without_a_guard_can_use_workers(root, tmp_path):
     script = tmp_path / 'script.py'
-    script.write_text('from neuroseg3d.phantom import write_cohort\n'
+    script.write_text('from neuroseg3d.phantom.cohort import write_cohort\n'
                       f'write_cohort({str(tmp_path / "cohort")!r}, 2, spacing_mm=8, workers=2)\nprint("once")\n')
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300,
                           env={**os.environ, 'PYTHONPATH': str(root)})
@@ -36,7 +36,7 @@ def test_a_script_without_a_guard_can_use_workers(root, tmp_path):
 
 
 def test_the_same_bits_whatever_the_threads(root):
-    code = ('from neuroseg3d.phantom import make_phantom\nimport hashlib\ncase = make_phantom(11, 5)\n'
+    code = ('from neuroseg3d.phantom.cohort import make_phantom\nimport hashlib\ncase = make_phantom(11, 5)\n'
             'print(hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest())')
     case = make_phantom(11, 5)
     here = hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest()
@@ -47,7 +47,7 @@ def test_the_same_bits_whatever_the_threads(root):
 
 def test_an_interrupted_cohort_holds_no_half_and_is_continued(root, tmp_path):
     folder = tmp_path / 'cohort'
-    code = f'from neuroseg3d.phantom import write_cohort; write_cohort({str(folder)!r}, 4, spacing_mm=6, workers=1)'
+    code = f'from neuroseg3d.phantom.cohort import write_cohort; write_cohort({str(folder)!r}, 4, spacing_mm=6, workers=1)'
     job = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL,
                            env={**os.environ, 'PYTHONPATH': str(root)})
     first, deadline = folder / 'imagesTr/PHANTOM_001.nii.gz', time.monotonic() + 120
