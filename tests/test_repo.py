@@ -193,7 +193,7 @@ def test_arrows_between_wings_point_one_way(path):
         if here and there:
             assert WINGS.index(there) <= WINGS.index(here), f'line {line}: {here} imports {there}'
         if here and name.startswith(f'{PACKAGE}.') and not there:
-            assert (room_of(name) or '__version__') in ('core', 'config', 'records', '__version__'), f'line {line}: {name}'
+            assert name == PACKAGE or (room_of(name) or '__version__') in ('core', 'config', 'records', '__version__'), f'line {line}: {name}'
 
 
 @each_module
@@ -333,6 +333,18 @@ for name in {sorted(MODULES)!r}:
 def test_light_modules_stay_light(module):
     loaded = python(f'import sys, {PACKAGE}.{module}; print(*sorted(m for m in sys.modules if "." not in m))').split()
     assert not set(loaded) & set(HEAVY)
+
+
+def test_the_front_door_opens_at_once_and_leads_somewhere():
+    "`import neuroseg3d as ns` loads nothing heavy, and each name of its stub is the one that a wing documents."
+    loaded = python(f"""
+import sys, {PACKAGE} as ns
+print(*sorted(m for m in sys.modules if '.' not in m))
+assert 'segment' in dir(ns) and len(ns.__all__) >= 12
+for name in ns.__all__:
+    assert getattr(ns, name).__name__ == name and getattr(ns, name).__doc__, name
+""").split()
+    assert not set(loaded) & {*HEAVY, 'numpy', 'nibabel'}
 
 
 def test_command_line_answers_help_at_once():

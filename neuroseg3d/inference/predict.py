@@ -24,7 +24,7 @@ import torch
 from .. import __version__
 from .calibration import Calibration, stored_calibration
 from ..studies.cases import read_case
-from ..networks.checkpoint import KEY, Model, description, load_checkpoint, load_model, save_checkpoint
+from ..networks.checkpoint import KEY, STARTER, Model, description, load_checkpoint, load_model, save_checkpoint
 from ..config import build, to_dict
 from ..core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
 from ..system.failures import check_some_worked, failing_alone
@@ -44,7 +44,7 @@ from ..networks.windows import fast_windows, predict_cost, predict_probabilities
 # %% auto #0
 __all__ = ['MANIFEST', 'EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case',
            'label_by_rules', 'masks_by_rules', 'fast_model', 'write_extra', 'read_probabilities', 'infer_file',
-           'predictions', 'check_outputs', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules',
+           'predictions', 'check_outputs', 'segment', 'infer_cohort', 'note_prediction', 'trained_on', 'tune_rules',
            'check_makers', 'store_rules']
 
 # %% ../../nbs/54_inference.predict.ipynb #6efb6403
@@ -337,6 +337,22 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
+
+# %% ../../nbs/54_inference.predict.ipynb #ac013ef6
+def segment(
+    study: Study | str | Path | Mapping[str, str | Path],  # folder of a case, 4-D file, or a file for each sequence
+    output: str | Path | None = None,  # label map to write, .nii or .nii.gz, on the study's grid; None: nothing
+    model: Model | str | Path | None = None,  # a model, checkpoint or run folder; None: the starter model
+    device: str = 'auto',  # as in `choose_device`
+    allow_missing: bool = False,  # accept any non-empty subset of the sequences
+) -> Prediction:
+    "Segment one study."
+    model = model if isinstance(model, Model) else load_model(model or STARTER)
+    if output is not None:
+        return infer_file(model, study, output, device=device, allow_missing=allow_missing)
+    case = read_case(study, with_label=False, allow_missing=allow_missing)
+    return predict_case(model, case, device, keep_image=False)
+
 
 # %% ../../nbs/54_inference.predict.ipynb #cca89e66
 def _read_ahead(studies: list[Study], allow_missing: bool) -> Iterator[tuple[Study, Future]]:

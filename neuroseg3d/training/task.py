@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .augment import Augment
 from ..networks.checkpoint import KEY, describe, description
-from ..config import Settings, build, set_dotted, to_dict
+from ..config import Settings, build, load_config, set_dotted, to_dict
 from ..core import REGIONS, InputError, regions_to_labels
 from ..inference.guard import training_exams
 from .data import Data, MachinePlan, SegmentationData
@@ -53,7 +53,7 @@ __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'paramete
            'training_device', 'time_step', 'smaller_steps', 'altered', 'settings_that_fit', 'try_step',
            'choose_precision', 'cpu_has_bf16', 'faster_precision', 'Forecast', 'forecast', 'make_trainer', 'RunData',
            'open_data', 'provenance_of', 'settled', 'why_finished', 'loader_error', 'fit', 'run_results',
-           'best_checkpoint']
+           'best_checkpoint', 'train']
 
 # %% ../../nbs/74_training.task.ipynb #833ea2e9
 @dataclass(frozen=True)
@@ -826,3 +826,14 @@ def _write_settings(config: Config, data: SegmentationData, output_dir: Path) ->
     results.write('config.yaml', yaml.safe_dump(to_dict(config), sort_keys=False))
     with results.filled('split.json') as temporary:
         save_split(data.split, temporary)
+
+# %% ../../nbs/74_training.task.ipynb #4aefba9c
+def train(
+    settings: Mapping[str, Any] | None = None,  # by dotted name: {'data.root': 'cohort/', 'trainer.max_steps': 500}
+    config_dir: str | Path | None = None,  # folder with *_config.yaml files; None: the defaults
+    resume: Literal['never', 'auto'] = 'never',  # 'auto' continues the run in trainer.output_dir where there is one
+    verbose: bool = True,  # print the machine plan and where things lie
+) -> Path:  # the best checkpoint by validation Dice
+    "Train a network."
+    return fit(load_config(Config, config_dir, settings), resume=resume, verbose=verbose)
+
