@@ -1,15 +1,14 @@
-"""This library against the stock MONAI recipe, with the same weights, on one real case: seconds, peak memory, agreement.
+"""This library against the stock MONAI recipe, with the same weights, on one real case: seconds, peak memory, Dice to the expert.
 
     python benchmarks/inference.py --train DATA --output_dir runs/bench                          # base, at 1 mm, on real cases: an hour
-    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench      # seconds, memory, masks
+    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench      # seconds, memory, Dice
     python benchmarks/inference.py --input_image CASE --output_dir runs/bench --steps            # what each measure brings
-    python benchmarks/inference.py --input_image CASE --label LABEL --output_dir runs/bench --agreement
 
 Two models: *starter*, that of the package, at 2 mm; and *base*, the default network at the spacing of the scan, trained here on the
-cases below DATA (not on the one that is measured), which ignores air and looks through the recipe's own windows. Pairs of processes,
-one after the other, alternating, on one machine. Each process measures itself: what it needed from its start to the end (whole
-process), from reading to the written file (in process), and its peak memory. Each call replaces its own part of
-benchmarks/results/inference.json and writes inference.md again; `--models` names those to be measured.
+cases below DATA (not on the one that is measured). Pairs of processes, one after the other, alternating, on one machine. Each process
+measures itself: what it needed from its start to the end (whole process), from reading to the written file (in process), and its peak
+memory. Each call replaces its own part of benchmarks/results/inference.json and writes inference.md again; `--models` names those to be
+measured.
 """
 from __future__ import annotations
 
@@ -22,24 +21,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
-VARIANTS = ('ours', 'recipe', 'box', 'fast')  # box: windows over the brain's box, where the model looks on the whole scan
-TRAINING = {'data.n_folds': 1, 'data.batch_size': 1, 'data.overhang': 0.5, 'data.cache': 'ram', 'data.workers': 1, 'model.norm_over': 'brain',
-            'infer.grid': 'scan', 'optim.ema_decay': 0.995, 'trainer.max_steps': 2000, 'trainer.val_every_steps': 1000,
+VARIANTS = ('ours', 'recipe', 'fast')
+TRAINING = {'data.n_folds': 1, 'data.batch_size': 1, 'data.cache': 'ram', 'data.workers': 1, 'model.norm_over': 'brain',
+            'optim.ema_decay': 0.995, 'trainer.max_steps': 2000, 'trainer.val_every_steps': 1000,
             'trainer.checkpoint_every_steps': 100}  # of `base`, beside the defaults
 REGIONS = ('WT', 'TC', 'ET')
 
 #: What is left out, one at a time: what it is, and for which models it is measured.
 STEPS = {
-    'all measures': ('starter', 'base'), 'without the brain box': ('starter',), 'with the air in its windows': ('base',),
-    'with air, and empty windows too': ('base',), 'without 16 bits': ('starter', 'base'), 'without channels last': ('base',),
+    'all measures': ('starter', 'base'), 'without the brain box': ('starter',), 'without 16 bits': ('starter', 'base'), 'without channels last': ('base',),
     'with two windows at a time': ('base',), 'with an overlap of 0.75': ('base',), 'the scan kept in memory': ('base',),
-    'large blocks of memory kept': ('base',),
     'reading by nibabel': ('starter',), 'four files': ('starter',), 'four files, one after the other': ('starter',),
     'places of voxels by matrix product, for each sequence': ('starter',), 'looking up every voxel on the way back': ('starter',),
     'small parts by SciPy': ('starter',), 'writing by nibabel': ('starter',), 'importing plots and SciPy too': ('starter',),
@@ -102,8 +98,6 @@ def ours(ckpt: str, source: list[str], output: Path, step: str, variant: str) ->
     change = {'without 16 bits': {'precision': '32'}, 'with two windows at a time': {'batch': 2},
               'with an overlap of 0.75': {'overlap': 0.75}}.get(step, {})
     model = replace(model, windows=replace(model.windows, **{'precision': 'auto', **change}))
-    if variant == 'box':
-        model = replace(model, windows=replace(model.windows, grid='brain'))
     if variant == 'fast':
         model = fast_model(model, 'cpu')
     began = time.perf_counter()
@@ -119,18 +113,11 @@ def leave_out(step: str) -> None:
 
     from neuroseg3d import core
     from neuroseg3d.inference import postprocess
-    from neuroseg3d.networks import windows
     from neuroseg3d.studies import cases, nifti, preprocess as transforms
     if step == 'without the brain box':
         within = transforms.brain_box  # masks on the way back keep their box
         transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool and len(image) == 3 else
                                                                 ((0, 0, 0), image.shape[1:]))
-    if step == 'with the air in its windows':
-        windows._air_free_steps = lambda networks: None
-    if step == 'with air, and empty windows too':
-        windows._cut_to_brain = lambda look, brain, steps: look
-    if step == 'large blocks of memory kept':
-        windows._large_blocks_returned = nullcontext
     if step == 'the scan kept in memory':
         core.Case.forget_image = lambda case: None
     if step == 'without channels last':
@@ -240,24 +227,28 @@ def measure_step(args, name: str, step: str) -> dict:
 
 
 def measure_pairs(args, name: str) -> dict:
-    "Medians, ratios and agreement of one model."
-    from neuroseg3d.networks.checkpoint import load_model
-    on_scan = load_model(path_of(name, Path(args.output_dir))).windows.grid == 'scan'
-    variants = [v for v in VARIANTS if on_scan or v != 'box']
-    runs = {v: [] for v in variants}
+    "Medians, ratios and Dice to the expert of one model."
+    runs = {v: [] for v in VARIANTS}
     for pair in range(args.pairs):
-        for variant in variants[:: 1 if pair % 2 == 0 else -1]:
+        for variant in VARIANTS[:: 1 if pair % 2 == 0 else -1]:
             runs[variant].append(measure(args, name, variant))
     medians = {v: {k: median(r[k] for r in rows) for k in rows[0]} for v, rows in runs.items()}
-    masks = {v: masks_in(folder_of(args, name, v)) for v in variants}
-    others = [v for v in variants if v != 'recipe']
+    expert = expert_masks(args)
     return {'model': model_of(path_of(name, Path(args.output_dir))), 'pairs': args.pairs, 'medians': medians,
-            'ratios': {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in others},
-            'dice_to_recipe': {v: dice(masks[v], masks['recipe']) for v in others},
-            'voxels': dict(zip(REGIONS, (int(m.sum()) for m in masks['ours']))), 'load': os.getloadavg()[1], 'runs': runs}
+            'ratios': {v: {k: medians[v][k] / medians['recipe'][k] for k in medians[v]} for v in VARIANTS if v != 'recipe'},
+            'dice_to_expert': {v: dice(masks_in(folder_of(args, name, v)), expert) for v in VARIANTS},
+            'load': os.getloadavg()[1], 'runs': runs}
 
 
-# ---- agreement
+# ---- Dice
+
+def expert_masks(args):
+    "Masks WT, TC, ET of the label map."
+    from neuroseg3d.core import labels_to_regions
+    from neuroseg3d.studies.cases import read_case
+    from neuroseg3d.studies.layouts import find_study
+    return labels_to_regions(read_case(find_study(args.input_image, label=args.label)).label)
+
 
 def masks_in(folder: Path):
     "Masks WT, TC, ET that a variant wrote."
@@ -276,92 +267,6 @@ def dice(a, b) -> dict[str, float]:
     return {name: float(2 * (x & y).sum() / max(1, x.sum() + y.sum())) for name, x, y in zip(REGIONS, a, b)}
 
 
-def agreement(args, name: str) -> dict:
-    "What moves the answer: from the recipe to this library one difference at a time, and how near each comes to the expert."
-    from neuroseg3d.studies.cases import read_case
-    from neuroseg3d.networks.checkpoint import load_model
-    from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.studies.layouts import find_study
-    ckpt, folder = path_of(name, Path(args.output_dir)), folder_of(args, name, 'recipe')
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe(ckpt, args.input_image, folder)
-    model, case = load_model(ckpt), read_case(find_study(args.input_image, label=args.label))
-    further = steps_on_scan if model.windows.grid == 'scan' else steps_over_box
-    masks = {'the recipe': masks_in(folder)} | further(model, case, args.input_image)
-    expert = labels_to_regions(case.label)
-    return {step: {'to_recipe': dice(m, masks['the recipe']), 'to_expert': dice(m, expert)} for step, m in masks.items()}
-
-
-def steps_on_scan(model, case, files: list[str]) -> dict:
-    "From the recipe's windows in 32 bits to those over the brain's box: masks by what they are."
-    from dataclasses import replace
-
-    from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.inference.predict import predict_case
-    masks = lambda **change: labels_to_regions(predict_case(replace(model, windows=replace(model.windows, **change)), case, 'cpu').label)
-    return {'its windows without their air, 32 bits': masks(precision='32'), 'and 16 bits where the processor has them: this library': masks(),
-            "windows over the brain's box in their place": masks(grid='brain'), IN_A_HURRY: in_a_hurry(model, case)}
-
-
-IN_A_HURRY = 'in a hurry: `--fast`'
-
-
-def in_a_hurry(model, case):
-    "Masks of `--fast`."
-    from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.inference.predict import fast_model, predict_case
-    return labels_to_regions(predict_case(fast_model(model, 'cpu'), case, 'cpu').label)
-
-
-def steps_over_box(model, case, files: list[str]) -> dict:
-    "From the recipe's volume to the brain's box, one difference at a time: masks by what they are."
-    from dataclasses import replace
-
-    import numpy as np
-    import torch
-
-    from neuroseg3d.core import labels_to_regions
-    from neuroseg3d.inference.predict import predict_case
-    from neuroseg3d.inference.postprocess import Postprocess
-    from neuroseg3d.studies.preprocess import HALF, regions_to_native, to_model_space
-    plain, whole = replace(model, descriptions=[{}]), replace(model.space, margin_mm=9999.0)
-    all_of_it, box = to_model_space(case, whole), to_model_space(case, model.space)
-    images = before_network(model.space.spacing_mm, files)
-    inside = images['image'] * (images['brain'] >= HALF)
-    before, behind = box.record.around
-    around = torch.nn.functional.pad(box.image, [n for axis in (2, 1, 0) for n in (before[axis], behind[axis])])
-    middle = (slice(None), *(slice(b, b + n) for b, n in zip(before, box.image.shape[1:])))
-    back = lambda p, record: np.logical_and.accumulate(regions_to_native(p, record))
-    return {'our network pass (16 bits, channels last) and way back': back(stock_windows(model, z_scores(images['image'])), all_of_it.record),
-            'and the edge of the brain cut at one half': back(stock_windows(model, z_scores(inside)), all_of_it.record),
-            'and voxels counted from the brain box': back(stock_windows(model, around)[middle], box.record),
-            'and windows over the brain box': labels_to_regions(predict_case(plain, case, 'cpu', Postprocess()).label),
-            "and the model's own rules: this library": labels_to_regions(predict_case(model, case, 'cpu').label),
-            IN_A_HURRY: in_a_hurry(model, case)}
-
-
-def before_network(spacing_mm, files: list[str]) -> dict:
-    "What the recipe makes of an image before it normalises it, and of its mask of non-zero voxels."
-    from monai.transforms import CopyItemsd, Compose, EnsureChannelFirstd, Lambdad, LoadImaged, Orientationd, Spacingd
-    keys = ['image', 'brain']
-    found = Compose([LoadImaged('image'), EnsureChannelFirstd('image'), CopyItemsd('image', names='brain'),
-                     Lambdad('brain', lambda x: (x != 0).any(0, keepdim=True).float()), Orientationd(keys, axcodes='RAS'),
-                     Spacingd(keys, pixdim=spacing_mm, mode='bilinear')])({'image': files if len(files) > 1 else files[0]})
-    return {key: found[key].as_tensor().float() for key in keys}
-
-
-def z_scores(image):
-    "As the recipe normalises."
-    from monai.transforms import NormalizeIntensity
-    return NormalizeIntensity(nonzero=True, channel_wise=True)(image.clone())
-
-
-def stock_windows(model, image):
-    "Our network pass through the recipe's windows."
-    from neuroseg3d.networks.windows import Windows, predict_probabilities
-    return predict_probabilities(model.networks, image, Windows(grid='scan'))
-
-
 # ---- the page
 
 def model_of(path: str) -> str:
@@ -371,29 +276,24 @@ def model_of(path: str) -> str:
     size = sum(p.numel() for p in model.networks[0].parameters()) / 1e6
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
     spacing, over = ' x '.join(f'{s:g}' for s in model.space.spacing_mm), model.networks[0].config.norm_over
-    looks = f'norm over the {over}, windows over the {model.windows.grid}' if model.windows.grid == 'scan' else 'windows over the brain box'
-    return f'{Path(path).stem} ({size:.1f} million weights, {spacing} mm, {looks}, SHA-256 {digest}…)'
+    return f'{Path(path).stem} ({size:.1f} million weights, {spacing} mm, norm over the {over}, SHA-256 {digest}…)'
 
 
 def slashed(values: dict[str, float]) -> str:
     return ' / '.join(f'{x:.4f}' for x in values.values())
 
 
-WORDS = {'box': "ours, windows over the brain's box"}
-
-
 def pair_lines(content: dict) -> list[str]:
-    lines = ['| model | | whole process, s | in process, s | peak memory, MB | Dice to the recipe WT / TC / ET |', '|---|---|---|---|---|---|']
+    lines = ['| model | | whole process, s | in process, s | peak memory, MB | Dice to the expert WT / TC / ET |', '|---|---|---|---|---|---|']
     for name, part in content['models'].items():
         for v in part['medians']:
             m, ratios = part['medians'][v], part['ratios'].get(v)
             cells = [f"{m[k]:{f}}" + (f' ({ratios[k]:.2f})' if ratios else '') for k, f in
                      (('whole_process_s', '.1f'), ('in_process_s', '.1f'), ('peak_mb', '.0f'))]
-            lines.append(f"| {name} | {WORDS.get(v, v)} | {' | '.join(cells)} | {slashed(part['dice_to_recipe'][v]) if ratios else '–'} |")
-    parts = content['models'].items()
-    return [*lines, '', 'In brackets: relative to the recipe. Voxels found: ' + '; '.join(f'{n} {p["voxels"]}' for n, p in parts)
-            + '. Load average of the machine over the last five minutes (1 to 2 is this benchmark; above that, other work slowed all of them): '
-            + '; '.join(f'{n} {p["load"]:.1f}' for n, p in parts) + '.']
+            lines.append(f"| {name} | {v} | {' | '.join(cells)} | {slashed(part['dice_to_expert'][v])} |")
+    loads = '; '.join(f'{n} {p["load"]:.1f}' for n, p in content['models'].items())
+    return [*lines, '', 'In brackets: relative to the recipe. Load average of the machine over the last five minutes (1 to 2 is this '
+            f'benchmark; above that, other work slowed all of them): {loads}.']
 
 
 def step_lines(steps: dict) -> list[str]:
@@ -401,13 +301,6 @@ def step_lines(steps: dict) -> list[str]:
              '| | model | in process, s | whole process, s | peak memory, MB |', '|---|---|---|---|---|']
     return lines + [f"| {step} | {name} | {m['in_process_s']:.2f} | {m['whole_process_s']:.1f} | {m['peak_mb']:.0f} |"
                     for step, by_model in steps.items() for name, m in by_model.items()]
-
-
-def agreement_lines(found: dict) -> list[str]:
-    lines = ['', '## What moves the answer', '', 'From the recipe to this library, one difference after the other, on the grid of the scan: '
-             'Dice to the recipe, and to the expert.', '', '| model | | to the recipe WT / TC / ET | to the expert WT / TC / ET |', '|---|---|---|---|']
-    return lines + [f"| {name} | {step} | {slashed(d['to_recipe'])} | {slashed(d['to_expert'])} |"
-                    for name, rows in found.items() for step, d in rows.items()]
 
 
 def write(content: dict) -> None:
@@ -420,7 +313,6 @@ def write(content: dict) -> None:
              + ' Written by `benchmarks/inference.py`.', '']
     lines += pair_lines(content) if 'models' in content else []
     lines += step_lines(content['steps']) if 'steps' in content else []
-    lines += agreement_lines(content['agreement']) if 'agreement' in content else []
     (RESULTS / 'inference.md').write_text('\n'.join(lines) + '\n')
     print('\n'.join(lines))
 
@@ -429,13 +321,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', metavar='DATA', help='folder of labelled cases: train base on them, in place of the pairs')
     parser.add_argument('--input_image', nargs='+', help='4-D file, or four files in the order of MODALITIES')
-    parser.add_argument('--label', help="the expert's label map, for --agreement")
+    parser.add_argument('--label', help="the expert's label map")
     parser.add_argument('--output_dir', required=True)
     parser.add_argument('--models', nargs='+', default=['starter', 'base'], choices=['starter', 'base'])
     parser.add_argument('--pairs', type=int, default=5)
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--steps', action='store_true', help='measure what each measure brings, in place of the pairs')
-    parser.add_argument('--agreement', action='store_true', help='find what moves the answer, in place of the pairs')
     parser.add_argument('--child', choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument('--step', default='', help=argparse.SUPPRESS)
     parser.add_argument('--ckpt_path', help=argparse.SUPPRESS)
@@ -448,12 +339,10 @@ def main() -> None:
         parser.error('--input_image is missing')
     path = RESULTS / 'inference.json'
     content = {k: v for k, v in (json.loads(path.read_text()) if path.is_file() else {}).items()
-               if k in ('about', 'models', 'steps', 'agreement')}
+               if k in ('about', 'models', 'steps')}
     if args.steps:
         found = {step: {name: measure_step(args, name, step) for name in names if name in args.models} for step, names in STEPS.items()}
         content['steps'] = {step: content.get('steps', {}).get(step, {}) | new for step, new in found.items()}
-    elif args.agreement:
-        content['agreement'] = content.get('agreement', {}) | {name: agreement(args, name) for name in args.models}
     else:
         content['about'] = {'case': Path(args.input_image[0]).name, 'threads': args.threads, 'pairs': args.pairs}
         content['models'] = content.get('models', {}) | {name: measure_pairs(args, name) for name in args.models}

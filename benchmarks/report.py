@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model()
-    model = replace(model, windows=replace(model.windows, flips=('none', 'x')))  # two members, so that uncertainty has two parts
+    model = replace(model, windows=replace(model.windows, tta_flips=('none', 'x')))  # two members, so that uncertainty has two parts
     cases = [read_case(args.case)] if args.case else []
     found = [measure(model, case) for case in (*cases, make_phantom(3, 1.0))]
     text = json.dumps({'cores': os.cpu_count(), 'threads': 1, 'pages': found}, indent=1)

@@ -48,7 +48,7 @@ def ways(model: Model) -> dict[str, Model]:
     looks = {}
     for name, windows in (('windows of 96', model.windows), ('windows of 48', replace(model.windows, size=(48, 48, 48)))):
         looks |= {name: windows, f'{name}, --fast': fast_windows(windows), f'{name}, --fast without the memory for one pass':
-                  fast_windows(windows, whole=False), f'{name}, --tta all': replace(windows, flips=FLIPS)}
+                  fast_windows(windows, whole=False), f'{name}, --tta all': replace(windows, tta_flips=FLIPS)}
     return {name: replace(model, windows=w) for name, w in looks.items()}
 
 

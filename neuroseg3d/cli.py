@@ -234,7 +234,7 @@ def _mirrored(model, flips):
     from dataclasses import replace
 
     from neuroseg3d.networks.windows import FLIPS
-    return replace(model, windows=replace(model.windows, flips=FLIPS if 'all' in flips else tuple(flips)))
+    return replace(model, windows=replace(model.windows, tta_flips=FLIPS if 'all' in flips else tuple(flips)))
 
 
 def _ensemble(args, overrides) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,8 +22,8 @@ from .records import LARGEST_YAML, check_plain, parse_yaml, read_bytes
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'known_keys', 'unknown_key_error', 'build', 'Settings', 'to_dict', 'load_yaml', 'merge', 'set_dotted',
-           'load_config']
+__all__ = ['T', 'RENAMED', 'GONE', 'known_keys', 'unknown_key_error', 'build', 'Settings', 'to_dict', 'upgrade', 'load_yaml',
+           'merge', 'set_dotted', 'load_config']
 
 # %% ../nbs/02_config.ipynb #745d9ff4
 def known_keys(
@@ -184,6 +185,56 @@ def to_dict(
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
     return plain(asdict(config))
 
+# %% ../nbs/02_config.ipynb #600b177f
+#: Settings that had another name: the old one and today's, both dotted.
+RENAMED: dict[str, str] = {
+    'infer.size': 'infer.roi_size', 'infer.sigma': 'infer.sigma_scale', 'infer.flips': 'infer.tta_flips',
+}
+#: Settings that are gone, and the only value that still means something: what is always done now.
+GONE: dict[str, Any] = {'infer.grid': 'brain', 'data.overhang': 0.0}
+
+
+def upgrade(
+    values: Mapping[str, Any],  # sections of plain values, as a file or a checkpoint has them
+    where: str,  # the file, for the lines and errors
+    say: Callable[[str], None] = warnings.warn,  # told what has another name now
+) -> dict[str, Any]:
+    "Settings under the names of today."
+    out: dict[str, Any] = {}
+    for section, content in values.items():
+        if isinstance(content, Mapping):
+            content = _upgraded(section, content, where, say)
+        out[section] = content
+    return out
+
+
+def _upgraded(
+    section: str, values: Mapping[str, Any], where: str, say: Callable[[str], None],
+) -> dict[str, Any]:
+    "One section under the names of today; one that has both names is an error."
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f'{section}.{key}'
+        if name in GONE:
+            _check_gone(name, value, where)
+            continue
+        today = RENAMED.get(name, name)
+        if today != name:
+            say(f'{where}: {name} is called {today} now')
+        new = today.split('.', 1)[1]
+        if new in out or new != key and new in values:
+            raise InputError(f'{where}: found both {name} and {today}, expected {today} alone')
+        out[new] = value
+    return out
+
+
+def _check_gone(name: str, value: Any, where: str) -> None:
+    "Refuse a setting that is gone, where it asked for something else than what is always done now."
+    if value != GONE[name]:
+        raise InputError(f'{where}: {name}: found {value!r}; this setting is gone, and what is done '
+                         f'is what {GONE[name]!r} meant')
+
+
 # %% ../nbs/02_config.ipynb #609e242c
 def load_yaml(
     path: str | Path,  # a YAML file
@@ -261,16 +312,27 @@ def load_config(
     values: dict[str, Any] = {}
     known = known_keys(cls)
     for path in _config_files(config_dir):
-        section = load_yaml(path)
+        section = upgrade(load_yaml(path), str(path))
         for name in _dotted(section):
             if name not in known and not any(k.startswith(f'{name}.') for k in known):
                 raise unknown_key_error(name, known, str(path))
         merge(values, section, str(path))
     for name, value in (overrides or {}).items():
-        if name not in known:
-            raise unknown_key_error(name, known, 'command line')
-        set_dotted(values, name, value, _hint_of(cls, name))
+        _set_override(cls, known, values, name, value)
     return build(cls, values)
+
+
+def _set_override(cls: type, known: list[str], values: dict[str, Any], name: str, value: Any) -> None:
+    "Set one value that the command line gave, under its name of today."
+    if name in GONE:
+        _check_gone(name, parse_yaml(value, name) if isinstance(value, str) else value, 'command line')
+        return
+    if name in RENAMED:
+        warnings.warn(f'{name} is called {RENAMED[name]} now')
+        name = RENAMED[name]
+    if name not in known:
+        raise unknown_key_error(name, known, 'command line')
+    set_dotted(values, name, value, _hint_of(cls, name))
 
 
 def _config_files(config_dir: str | Path | None) -> list[Path]:

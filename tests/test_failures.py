@@ -128,11 +128,11 @@ def test_a_network_that_says_nan_is_an_error_and_no_mask(tmp_path, capsys, value
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--infer.sigma', 'nan'], 'infer.sigma: found nan, expected a finite number'),
-    (['--infer.sigma', '.inf'], 'infer.sigma: found inf, expected a finite number'),
-    (['--infer.sigma', '-1'], 'infer.sigma: found -1.0, expected a number from 0.001 to 100'),
+    (['--infer.sigma_scale', 'nan'], 'infer.sigma_scale: found nan, expected a finite number'),
+    (['--infer.sigma_scale', '.inf'], 'infer.sigma_scale: found inf, expected a finite number'),
+    (['--infer.sigma_scale', '-1'], 'infer.sigma_scale: found -1.0, expected a number from 0.001 to 100'),
     (['--infer.overlap', '1'], 'infer.overlap: found 1.0, expected a number at least 0 and below 1'),
-    (['--infer.size', '0'], 'infer.size: found [0, 0, 0], expected numbers from 1 to 4096'),
+    (['--infer.roi_size', '0'], 'infer.roi_size: found [0, 0, 0], expected numbers from 1 to 4096'),
 ])
 def test_settings_that_would_cost_masks_or_days_are_refused(tmp_path, capsys, words, message):
     cohort = write_cohort(tmp_path / 'cohort', ['A'])
@@ -140,15 +140,14 @@ def test_settings_that_would_cost_masks_or_days_are_refused(tmp_path, capsys, wo
     assert code == 2 and message in capsys.readouterr().err and not list(tmp_path.glob('out/*.nii.gz'))
 
 
-@pytest.mark.parametrize('grid', ['brain', 'scan'])
-def test_windows_that_would_take_days_are_refused_at_once(grid):
+def test_windows_that_would_take_days_are_refused_at_once():
     from neuroseg3d.core import InputError
-    from neuroseg3d.networks.windows import Windows, looks_at
+    from neuroseg3d.networks.windows import Windows, sliding_windows
     image = torch.zeros(4, 160, 150, 140)
     image[:, 10:150, 10:140, 10:130] = 1
     with pytest.raises(InputError, match='infer: size 96x96x96 and overlap 0.999999 make [0-9,]+ windows of 160x150x140 voxels, expected 50,000 at most'):
-        looks_at(image, Windows(overlap=0.999999, grid=grid))
-    assert len(looks_at(image, Windows(overlap=0.5, grid=grid))[0]) == 3 * 3 * 2  # steps of 48 at most over 160, 150 and 140 voxels
+        sliding_windows(image, Windows(overlap=0.999999))
+    assert len(sliding_windows(image, Windows(overlap=0.5))) == 3 * 3 * 2  # steps of 48 at most over 160, 150 and 140 voxels
 
 
 def test_voxels_too_small_for_memory_are_refused_with_numbers(tmp_path):

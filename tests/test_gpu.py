@@ -240,7 +240,7 @@ def ball() -> Case:
 
 
 def model(targets: str = 'regions', n: int = 1, **options) -> Model:
-    look = {'size': (20, 20, 20), 'precision': '32', 'batch': 4, **options}
+    look = {'roi_size': (20, 20, 20), 'precision': '32', 'batch': 4, **options}
     return Model([Confident(targets).eval().requires_grad_(False) for _ in range(n)], Space((SPACING_MM,) * 3), Windows(**look), targets,
                  [{'schema': 'msd'}], [])
 
@@ -256,8 +256,8 @@ LOOKS = [('cpu', 'bf16'), *[pytest.param('cuda', p, marks=needs_gpu) for p in ('
 @pytest.mark.parametrize('targets', ['regions', 'labels'])
 @pytest.mark.parametrize('flips', [('none',), windows.FLIPS], ids=['plain', 'tta'])
 def test_the_mask_is_that_of_the_cpu_in_32_bits(device, precision, targets, flips, tmp_path):
-    expected = predict_case(model(targets, flips=flips), ball(), 'cpu')
-    found = predict_case(model(targets, flips=flips, precision=precision), ball(), device)
+    expected = predict_case(model(targets, tta_flips=flips), ball(), 'cpu')
+    found = predict_case(model(targets, tta_flips=flips, precision=precision), ball(), device)
     assert all(np.unique(expected.label) == range(4)) and min(dices(found.label, expected.label)) >= 0.99
     apart = (found.probabilities - expected.probabilities).abs()
     assert apart.max() < 0.1 and apart.mean() < 0.003
@@ -336,7 +336,7 @@ def test_the_device_that_stands_in_for_a_gpu_is_strict():
 
 @pytest.mark.parametrize('targets', ['regions', 'labels'])
 def test_a_case_is_segmented_and_assessed_on_another_device(targets, tmp_path):
-    asked = model(targets, n=2, flips=('none', 'x'), size=(32, 32, 32))
+    asked = model(targets, n=2, tta_flips=('none', 'x'), roi_size=(32, 32, 32))
     here = predict_case(asked, ball(), 'cpu'), assess_case(asked, ball(), 'cpu')
     with Elsewhere():
         said = []

@@ -47,7 +47,7 @@ class Threshold(torch.nn.Module):
 
 
 def model(spacing_mm=(4.0, 4.0, 4.0), network=None) -> Model:
-    return Model([network or Threshold()], Space(spacing_mm), Windows(size=(24, 24, 24), precision='32'), 'regions', [{'schema': 'msd'}], [Path('stand-in')])
+    return Model([network or Threshold()], Space(spacing_mm), Windows(roi_size=(24, 24, 24), precision='32'), 'regions', [{'schema': 'msd'}], [Path('stand-in')])
 
 
 @pytest.fixture(scope='module')
@@ -145,7 +145,7 @@ def test_a_mirrored_head_gets_the_mirrored_mask_from_a_network_that_is_not_symme
     torch.manual_seed(0)
     network = UNet(UNetConfig(filters=(4, 6), strides=(1, 2), deep_supervision=0))
     image = to_model_space(phantom, Space((4.0, 4.0, 4.0))).image[:, :21, :33, :15]
-    config = Windows(size=(12, 16, 16), flips=FLIPS, precision='32')
+    config = Windows(roi_size=(12, 16, 16), tta_flips=FLIPS, precision='32')
     straight = predict_probabilities(network, image, config)
     for axes in ((1,), (2, 3)):
         assert torch.allclose(predict_probabilities(network, image.flip(axes), config).flip(axes), straight, atol=1e-5)
@@ -189,7 +189,7 @@ def test_training_validation_inference_uncertainty_and_explanation_see_the_same_
     from neuroseg3d.evaluation.uncertainty import assess_case, validation_case
     root = cohort_of(phantom, tmp_path / 'cohort')
     case = read_case(find_cases(root)[0])
-    whole = replace(model(), windows=Windows(size=(999, 999, 999), precision='32'))
+    whole = replace(model(), windows=Windows(roi_size=(999, 999, 999), precision='32'))
     expected = to_model_space(case, whole.space).image
     rooms = {'inference': lambda m: predict_case(m, replace(case, label=None)), 'uncertainty': lambda m: assess_case(m, case),
              'calibration': lambda m: validation_case(m, case), 'Shapley values': lambda m: xai.shapley_values(m, case),
@@ -228,9 +228,9 @@ def test_out_of_memory_steps_down_and_says_so(fits, monkeypatch):
     monkeypatch.setattr(windows, '_predict', cramped)
     monkeypatch.setattr(torch.nn.Module, 'to', lambda self, *args, **kwargs: self)  # there is no GPU to move to
     image = torch.rand(4, 20, 21, 22)
-    found = predict_probabilities(Threshold(), image, Windows(size=(16, 16, 16), batch=4, precision='32'), device='cuda', say=said.append)
+    found = predict_probabilities(Threshold(), image, Windows(roi_size=(16, 16, 16), batch=4, precision='32'), device='cuda', say=said.append)
     monkeypatch.undo()
-    assert torch.equal(found, predict_probabilities(Threshold(), image, Windows(size=(16, 16, 16), precision='32')))
+    assert torch.equal(found, predict_probabilities(Threshold(), image, Windows(roi_size=(16, 16, 16), precision='32')))
     names = ['network on cuda, sums on cuda, 4 window(s) at a time', 'network on cuda, sums on cuda, 1 window(s) at a time',
              'network on cuda, sums on cpu, 1 window(s) at a time', 'network on cpu, sums on cpu, 1 window(s) at a time']
     assert [str(plan) for plan in tried] == names[:len(tried)] and len(tried) == 2 + FITS.index(fits)
@@ -243,7 +243,7 @@ def test_memory_that_never_suffices_is_an_error():
             raise torch.OutOfMemoryError('out of memory')
 
     with pytest.raises(torch.OutOfMemoryError):
-        predict_probabilities(Full(), torch.rand(4, 20, 21, 22), Windows(size=(16, 16, 16), batch=2), say=lambda line: None)
+        predict_probabilities(Full(), torch.rand(4, 20, 21, 22), Windows(roi_size=(16, 16, 16), batch=2), say=lambda line: None)
 
 
 def test_nothing_is_found_where_nothing_was_measured(phantom, tmp_path):
@@ -476,7 +476,7 @@ from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities
 torch.set_num_threads(1)
 networks = [UNet(PRESETS['tiny']).eval().requires_grad_(False) for _ in range(3)]
 image, many = torch.rand(4, 128, 128, 128), sys.argv[1] == 'many'
-predict_probabilities(networks if many else networks[0], image, Windows((64,) * 3, overlap=0, precision='32', flips=FLIPS if many else FLIPS[:1]))
+predict_probabilities(networks if many else networks[0], image, Windows((64,) * 3, overlap=0, precision='32', tta_flips=FLIPS if many else FLIPS[:1]))
 print(int(re.search('VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024 / 1e6)
 """
 

@@ -26,7 +26,7 @@ def objects() -> dict[str, object]:
     networks = [UNet(UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2))).eval().requires_grad_(False) for _ in range(2)]
     for network in networks:
         network.heads[0].bias.data += 9
-    model = Model(networks, Space((5.0, 5.0, 5.0), 0.0), Windows((16, 16, 16), flips=('none', 'x')), 'regions',
+    model = Model(networks, Space((5.0, 5.0, 5.0), 0.0), Windows((16, 16, 16), tta_flips=('none', 'x')), 'regions',
                   [{}, {}], [Path('fold0/best.ckpt'), Path('fold1/best.ckpt')])
     image = np.random.default_rng(0).uniform(1, 9, (4, 12, 12, 12)).astype(np.float32)
     label = np.zeros((12, 12, 12), np.uint8)

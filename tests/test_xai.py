@@ -41,7 +41,7 @@ def make_model(targets: str = 'regions', n: int = 1, size: int = 99, flips: tupl
     torch.manual_seed(0)
     config = UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2), out_channels=out_channels(targets))
     networks = [UNet(config).eval().requires_grad_(False) for _ in range(n)]
-    return Model(networks, SPACE, Windows((size, size, size), flips=flips, precision='32'), targets, [{}], [])
+    return Model(networks, SPACE, Windows((size, size, size), tta_flips=flips, precision='32'), targets, [{}], [])
 
 
 @pytest.fixture(scope='module')

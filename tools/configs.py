@@ -25,9 +25,9 @@ FILES = {
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    "The comment behind each field of a dataclass."
-    found = re.findall(r'^    (\w+):[^#\n]*#\s*(.+?)\s*$', inspect.getsource(cls), flags=re.MULTILINE)
-    return dict(found)
+    "The comment behind each field of a dataclass, or on the line above it."
+    found = re.findall(r'^(?:    #:\s*(.+?)\n)?    (\w+):[^#\n]*(?:#\s*(.+?)\s*)?$', inspect.getsource(cls), flags=re.MULTILINE)
+    return {name: behind or above for above, name, behind in found if behind or above}
 
 
 def yaml_value(value: Any) -> str:

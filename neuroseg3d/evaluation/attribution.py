@@ -43,7 +43,7 @@ from ..networks.losses import get_targets, to_regions
 from ..studies.nifti import label_header, save_atomically
 from ..studies.preprocess import ModelCase, to_model_space, to_native
 from ..viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, make_view, show_modalities, show_planes
-from ..networks.windows import Window, gaussian_weight, looks_at, predict_probabilities
+from ..networks.windows import Window, gaussian_weight, predict_probabilities, sliding_windows
 
 # %% auto #0
 __all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_weight', 'Game', 'Only', 'Shapley', 'as_model_case',
@@ -196,10 +196,7 @@ def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callabl
 
 def _windows_of(model: Model, image: Tensor) -> list[Window]:
     "The windows that prediction looks through: those that hold brain."
-    if model.windows.grid != 'brain':
-        raise InputError(f'infer.grid: found {model.windows.grid}, expected brain: explanations look at windows over the box of the brain')
-    looks, _ = looks_at(image, model.windows)
-    return [look.inside(image.shape[1:])[0] for look in looks]
+    return sliding_windows(image, model.windows)
 
 # %% ../../nbs/65_evaluation.attribution.ipynb #2889bf97
 def as_model_case(
@@ -232,7 +229,7 @@ def shapley_values(
     present = frozenset(m for m, channel in zip(MODALITIES, seen.image) if channel.any())
     table = {c: c & present for c in coalitions()}  # a sequence that the case lacks changes nothing
     distinct = sorted(set(table.values()), key=len, reverse=True)  # the full one first: it says where the regions are
-    members = len(model.networks) * len(model.windows.flips)
+    members = len(model.networks) * len(model.windows.tta_flips)
     step = _counter(progress, len(distinct) * len(_windows_of(model, seen.image)) * members)
     found: dict[Coalition, dict[str, tuple[float, float]]] = {}
     shares = None if region is None else torch.zeros_like(seen.image)
@@ -327,7 +324,7 @@ class Question:
     def parts(self) -> list[Part]:
         "The windows that hold voxels asked about."
         shape, windows = self.seen.image.shape[1:], _windows_of(self.model, self.seen.image)
-        gaussian = gaussian_weight([s.stop - s.start for s in windows[0]], self.model.windows.sigma)
+        gaussian = gaussian_weight([s.stop - s.start for s in windows[0]], self.model.windows.sigma_scale)
         total = torch.zeros(shape)
         for w in windows:
             total[w] += gaussian
@@ -346,7 +343,7 @@ class Question:
     def members(self) -> list[tuple[nn.Module, list[int]]]:
         "Networks with the axes of (B, C, x, y, z) that they see turned round; the answer is their mean."
         return [(n, [2 + 'xyz'.index(a) for a in flip if flip != 'none'])
-                for n, flip in product(self.model.networks, self.model.windows.flips)]
+                for n, flip in product(self.model.networks, self.model.windows.tta_flips)]
 
     def cut(self, image: Tensor, window: Window) -> Tensor:  # (1, channels, x, y, z) on the device
         "An image through a window, as the networks take it."
@@ -457,7 +454,7 @@ def grad_cam(
     q, members = question, question.members
     step = _counter(progress, 2 * len(members) * len(q.parts))
     values = torch.zeros_like(q.seen.image[:1])
-    gaussian = gaussian_weight(q.parts[0].weight.shape, q.model.windows.sigma)
+    gaussian = gaussian_weight(q.parts[0].weight.shape, q.model.windows.sigma_scale)
     total = torch.zeros_like(values)
     for network, axes in members:
         module, name = _layer(network, layer)

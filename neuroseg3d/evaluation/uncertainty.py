@@ -25,7 +25,7 @@ from ..inference.predict import choose_device, label_by_rules, masks_by_rules, r
 from ..networks.losses import get_targets, to_regions
 from ..studies.preprocess import ModelCase, to_model_space, to_native
 from ..viz import Picture, show_maps
-from ..networks.windows import NOTHING_AROUND, Around, Windows, predict_probabilities
+from ..networks.windows import Windows, predict_probabilities
 
 # %% auto #0
 __all__ = ['CHANNELS', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt', 'QUBraTS',
@@ -111,11 +111,10 @@ def predict_doubt(
     device: str | torch.device = 'cpu',  # where they run
     progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
     temperature: Sequence[float] = (1.0, 1.0, 1.0),  # of WT, TC, ET: each member's logits are divided by it
-    around: Around = NOTHING_AROUND,  # voxels of the scan before and behind the image
 ) -> Doubt:
     "Probabilities and their uncertainty, in one pass over the windows."
     mean = predict_probabilities(networks, image, windows, get_targets(targets).activation, device, progress,
-                                 _statistic(targets, temperature), around=around).cpu()
+                                 _statistic(targets, temperature)).cpu()
     raw, regions, labels, entropies = mean.split((3, 3, 4, len(CHANNELS)))
     regions, labels = regions.clamp(0, 1), labels.clamp(0, 1)
     total = _entropies(regions, labels)
@@ -200,7 +199,7 @@ def validation_case(
         raise InputError(f'case {case.id} has no label; expected a validation case with one')
     seen = to_model_space(case, model.space)
     p = predict_probabilities(model.networks, seen.image, model.windows, get_targets(model.targets).activation,
-                              choose_device(device), around=seen.record.around)
+                              choose_device(device))
     p = to_regions(p, model.targets).cpu()
     truth, grid = labels_to_regions(seen.label[0].numpy()), seen.record.model
     brain = (seen.image != 0).any(0).numpy()
@@ -251,7 +250,7 @@ def calibrate_model(
                          'and exported ones stay as they are')
     model = load_model(paths)
     if flips is not None:
-        model = replace(model, windows=replace(model.windows, flips=tuple(flips)))
+        model = replace(model, windows=replace(model.windows, tta_flips=tuple(flips)))
     studies, cases = studies_not_trained_on(model, data, split, failures, channels, say), []
     for number, study in enumerate(studies, 1):
         with failing_alone(study.id, failures):
@@ -259,7 +258,7 @@ def calibrate_model(
         if say:
             say(f'[{number}/{len(studies)}] {study.id}' + (f': FAILED: {failures[study.id]}' if study.id in (failures or ()) else ''))
     check_some_worked(failures or {}, len(cases) + len(failures or {}))
-    calibration = score_doubt(calibrate(cases, alpha, len(model.networks), model.windows.flips), cases)
+    calibration = score_doubt(calibrate(cases, alpha, len(model.networks), model.windows.tta_flips), cases)
     store_calibration(paths[0], calibration)
     return calibration
 
@@ -308,8 +307,7 @@ def assess_case(
     "Segment a case and say how sure the model is."
     calibration = stored_calibration(model) if calibration is None else calibration
     seen, temperature = to_model_space(case, model.space), calibration.temperature if calibration else (1.0, 1.0, 1.0)
-    doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature,
-                          seen.record.around)
+    doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature)
     label = label_by_rules(doubt.raw, seen, rules_of(model))
     volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
     p = calibration.apply(doubt.raw) if calibration else doubt.raw

@@ -337,7 +337,7 @@ def stored_calibration(
     if values is None:
         return None
     calibration = Calibration.from_dict(values)
-    fitted, now = (calibration.members, set(calibration.flips)), (len(model.networks), set(model.windows.flips))
+    fitted, now = (calibration.members, set(calibration.flips)), (len(model.networks), set(model.windows.tta_flips))
     if fitted != now:
         warnings.warn(f'the calibration was fitted with {fitted[0]} network(s) and flips {", ".join(sorted(fitted[1]))}; '
                       f'it is used with {now[0]} and {", ".join(sorted(now[1]))}', stacklevel=2)

@@ -137,12 +137,11 @@ def predict_case(
     if not keep_image:
         case.forget_image()
     if say:
-        cost = predict_cost(model.networks, model_case.image, model.windows, chosen, around=model_case.record.around)
+        cost = predict_cost(model.networks, model_case.image, model.windows, chosen)
         say(f'{case.id}: {cost} on {chosen}')
     try:
         probabilities = predict_probabilities(model.networks, model_case.image, model.windows,
-                                              get_targets(model.targets).activation, chosen, progress=progress,
-                                              around=model_case.record.around)
+                                              get_targets(model.targets).activation, chosen, progress=progress)
     except InputError as error:
         raise InputError(f'case {case.id}, model {", ".join(dict.fromkeys(str(p) for p in model.paths))}: {error}') from None
     regions = to_regions(probabilities, model.targets).cpu()

@@ -23,7 +23,7 @@ from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 
 from .. import __version__
-from ..config import build
+from ..config import build, upgrade
 from ..core import MODALITIES, REGIONS, InputError
 from ..system.files import as_path, filled, write_json
 from ..system.folders import check_folder
@@ -162,7 +162,8 @@ def description(
                          f'this is neuroseg3d {__version__}, which reads up to format {FORMAT}')
     if tuple(found['modalities']) != MODALITIES:
         raise InputError(f'{path}: trained on {", ".join(found["modalities"])}; expected {", ".join(MODALITIES)}')
-    return checked(found, kind or _Checkpoint, str(path), (KEY,))
+    found = checked(found, kind or _Checkpoint, str(path), (KEY,))
+    return {**found, 'config': upgrade(found['config'], str(path))} if 'config' in found else found
 
 
 class _Header(TypedDict):
@@ -241,11 +242,11 @@ class Model:
     def __repr__(self) -> str:
         weights = [list(n.parameters()) for n in self.networks]
         millions, places = [sum(p.numel() for p in w) / 1e6 for w in weights], sorted({str(p.device) for w in weights for p in w})
-        spacing, size = ('x'.join(f'{v:g}' for v in x) for x in (self.space.spacing_mm, self.windows.size))
+        spacing, size = ('x'.join(f'{v:g}' for v in x) for x in (self.space.spacing_mm, self.windows.roi_size))
         names = ', '.join(dict.fromkeys(p.name for p in self.paths)) or 'no file'
         return (f'Model({names}: {len(weights)} network{"s" * (len(weights) != 1)} of {" and ".join(dict.fromkeys(f"{m:.2f}" for m in millions))} M '
                 f'parameters on {", ".join(places) or "no device"}, targets {self.targets}, {spacing} mm, windows {size}, '
-                f'flips {" ".join(self.windows.flips)})')
+                f'flips {" ".join(self.windows.tta_flips)})')
 
 
 def averaged_weights(
@@ -338,8 +339,9 @@ def read_export(
                       f'export it again (neuroseg3d export --ckpt_path {path.name} --output_path NEW.safetensors)', stacklevel=2)
     facts = parse_json(texts.get(KEY, 'null'), f'{path}: metadata {KEY}')
     about = description({KEY: facts} if facts else {}, path, _Export)
-    return weights, {**about, 'config': {**facts.get('recipe', {}), 'model': facts['architecture'], 'space': facts['normalisation'],
-                                         'loss': {'targets': facts['targets']}, 'infer': facts['windows']}}
+    config = {**facts.get('recipe', {}), 'model': facts['architecture'], 'space': facts['normalisation'],
+              'loss': {'targets': facts['targets']}, 'infer': facts['windows']}
+    return weights, {**about, 'config': upgrade(config, str(path))}
 
 # %% ../../nbs/44_networks.checkpoint.ipynb #b899dc9a
 #: Where the models lie that come with the package, and the one that is used where none is named.

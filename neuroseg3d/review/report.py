@@ -378,7 +378,7 @@ _ALIKE = 0.98  # Dice of two label maps below which they are not taken for the s
 def _with_model(result: CaseResult, model: Model, attribute: bool) -> CaseResult:
     "A result with what its model says about its own sureness; another label map than the one on disk is a remark."
     found = assess_case(model, result.case)
-    members = len(model.networks) * len(model.windows.flips)
+    members = len(model.networks) * len(model.windows.tta_flips)
     parts = {f'{p} (WT)': found.native_map('WT', p) for p in ('total', 'aleatoric', 'epistemic')} if members > 1 else {}
     alike = {r: overlap(*pair)['dice'] for r, *pair in zip(REGIONS, labels_to_regions(found.label), labels_to_regions(result.prediction))}
     worst, notes = min(alike, key=alike.get), list(result.notes)

@@ -195,15 +195,6 @@ class Record:
         "Whether the voxels of the two grids differ in size."
         return any(op['step'] == 'resample' for op in self.operations)
 
-    @property
-    def around(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        "Whole voxels of the model grid between its ends and those of the scan: before it, and behind it."
-        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.native.shape], indexing='ij')).reshape(3, -1)
-        shift = np.linalg.solve(self.model.affine, self.native.affine)
-        places = shift[:3, :3] @ corners + shift[:3, 3:]
-        before, behind = -places.min(axis=1), places.max(axis=1) - np.array(self.model.shape) + 1
-        return tuple(tuple(int(n) for n in np.floor(side + 1e-3).clip(min=0)) for side in (before, behind))
-
 
 def _check_fits(case: str, grid: Geometry, target: Geometry) -> None:
     "Refuse voxels so small that model space is larger than memory."

@@ -68,7 +68,6 @@ class Data(Settings, section='data'):
     patch_size: tuple[int, int, int] = (96, 96, 96)  # voxels in model space
     batch_size: int = 2  # patches a step, of all devices together; 0: from the GPU's memory
     foreground_fraction: float = 0.5  # share of patches that are centred on a tumour voxel, each label alike
-    overhang: float = 0.0  # how much of a patch, as a share of its edge, may reach out of the volume, [0, 1)
     cache: Literal['auto', 'ram', 'disk'] = 'auto'  # where cases in model space are kept: auto (by the memory there is), ram, disk
     loader: Literal['auto', 'process', 'thread', 'none'] = 'auto'  # who makes patches: auto (threads), process, thread, none
     workers: int = -1  # how many of them; -1: by cores
@@ -80,7 +79,6 @@ class Data(Settings, section='data'):
                 object.__setattr__(self, name, str(as_path(getattr(self, name), f'data.{name}')))
         bounds = {'n_folds': self.n_folds >= 1, 'fold': 0 <= self.fold < self.n_folds, 'batch_size': self.batch_size >= 0,
                   'foreground_fraction': 0 <= self.foreground_fraction <= 1, 'patch_size': min(self.patch_size) > 0,
-                  'overhang': 0 <= self.overhang < 1,
                   'workers': self.workers >= -1}
         for name in (n for n, good in bounds.items() if not good):
             raise InputError(f'data.{name}: found {getattr(self, name)}, which is out of range '
@@ -355,18 +353,16 @@ def _draw_center(
     case: MemoryCase | StoredCase,  # to cut from
     size: Sequence[int],  # of the patch
     foreground_fraction: float,  # chance to aim at tumour
-    overhang: float = 0.0,  # share of an edge that may lie outside
 ) -> np.ndarray:  # first voxel of the patch; negative where it begins before the volume
     "Where a patch starts."
     aim, spread = rng.random_sample(), rng.random_sample(3)
     which, entry = rng.random_sample(2)
     room = np.array(case.shape) - size  # negative: the patch is larger, and the volume in its middle
-    over = np.where(room >= 0, (overhang * np.array(size)).astype(int), 0)
     if aim < foreground_fraction and case.voxels:
         places = case.voxels[sorted(case.voxels)[int(which * len(case.voxels))]]
         start = places[int(entry * len(places))].numpy().astype(int) - np.array(size) // 2
-        return np.where(room >= 0, np.clip(start, -over, np.maximum(room, 0) + over), room // 2)
-    return np.where(room >= 0, np.floor(spread * (room + 2 * over + 1)) - over, room // 2).astype(int)
+        return np.where(room >= 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
+    return np.where(room >= 0, np.floor(spread * (room + 1)), room // 2).astype(int)
 
 
 def cut_patch(
@@ -394,10 +390,9 @@ class PatchDataset(torch.utils.data.Dataset):
         seed: int = 0,  # of the run
         foreground_fraction: float = 0.5,  # chance to aim at tumour
         augment: Augment = Augment(),  # how patches are varied
-        overhang: float = 0.0,  # share of an edge that may lie outside of the volume
     ):
         self.cases, self.patch_size, self.seed = cases, tuple(patch_size), seed
-        self.foreground_fraction, self.augment, self.overhang = foreground_fraction, augment, overhang
+        self.foreground_fraction, self.augment = foreground_fraction, augment
         self._local = threading.local()
 
     def __getstate__(self) -> dict:
@@ -432,7 +427,7 @@ class PatchDataset(torch.utils.data.Dataset):
         case = self.cases[self.case_number(index)]
         with one_thread():
             vary.set_random_state(int(rng.randint(2 ** 32, dtype='uint32')))
-            start = _draw_center(rng, case, self.patch_size, self.foreground_fraction, self.overhang)
+            start = _draw_center(rng, case, self.patch_size, self.foreground_fraction)
             data = vary(self._moved(case, start, vary.transforms[0]), start=1)
         return {'image': data['image'].contiguous(), 'label': data['label'].contiguous(), 'case_id': case.id, 'index': index}
 
@@ -652,8 +647,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def patches(self) -> PatchDataset:
         "Training patches by number."
-        return PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction, self.augment,
-                            self.data.overhang)
+        return PatchDataset(self.train_cases, self.data.patch_size, self.data.seed, self.data.foreground_fraction, self.augment)
 
     def train_dataloader(self) -> DataLoader | ThreadLoader:
         "Batches of patches from `start_step` on: {'image' (B, 4, *patch), 'label' (B, 1, *patch), ...}."
@@ -661,7 +655,7 @@ class SegmentationData(pl.LightningDataModule):
         return make_loader(self.patches(), sampler, self.plan)
 
     def val_dataloader(self) -> DataLoader:
-        "Whole volumes, one at a time: {'image' (1, 4, x, y, z), 'label' (1, 1, x, y, z), 'case_id' [id], 'around' (1, 2, 3)}."
+        "Whole volumes, one at a time: {'image' (1, 4, x, y, z), 'label' (1, 1, x, y, z), 'case_id' [id]}."
         rank, world = self._rank()
         n = len(self.val_cases)
         own = [i % n for i in range(rank, max(n, rank + 1), world)]  # at least one: a process more than cases repeats one
@@ -684,7 +678,7 @@ class WholeDataset(torch.utils.data.Dataset):
     def __getitem__(
         self,
         index: int,  # of the case
-    ) -> dict[str, Any]:  # image, label, case_id, and around: `Record.around`, int (2, 3)
+    ) -> dict[str, Any]:  # image, label, case_id
         "One of them."
         case = self.cases[index]
-        return {**case.cut((0, 0, 0), case.shape), 'case_id': case.id, 'around': torch.tensor(case.record.around)}
+        return {**case.cut((0, 0, 0), case.shape), 'case_id': case.id}

@@ -45,7 +45,7 @@ from ..studies.split import save_split
 from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
 from ..studies.preprocess import Space
 from ..networks.unet import UNet, UNetConfig
-from ..networks.windows import NOTHING_AROUND, Around, Windows, is_out_of_memory, predict_cost, predict_probabilities
+from ..networks.windows import Windows, is_out_of_memory, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'seed_generators',
@@ -223,7 +223,7 @@ class SegmentationTask(pl.LightningModule):
         self.ema.update_parameters(self.network)
 
     def validation_step(self, batch, batch_idx):
-        prediction = self.predict_labels(batch['image'][0], batch['around'][0].cpu().tolist())
+        prediction = self.predict_labels(batch['image'][0])
         spacing = self.config.space.spacing_mm
         regions = get_targets(self.config.loss.targets).regions
         self._rows += score_case(prediction, batch['label'][0, 0].cpu().numpy(), spacing, structures=regions,
@@ -249,12 +249,10 @@ class SegmentationTask(pl.LightningModule):
     def predict_labels(
         self,
         image: torch.Tensor,  # one volume in model space (4, x, y, z)
-        around: Around = NOTHING_AROUND,  # voxels of the scan before and behind it
     ) -> np.ndarray:  # canonical ids (x, y, z)
         "Label map of a volume in model space, with the averaged weights."
         network, targets = self.averaged.eval(), self.config.loss.targets
-        probabilities = predict_probabilities(network, image, self.config.infer, get_targets(targets).activation, self.device,
-                                              around=around)
+        probabilities = predict_probabilities(network, image, self.config.infer, get_targets(targets).activation, self.device)
         if not bool(torch.isfinite(probabilities).all()):
             raise InputError('validation: the network predicts values that are not finite; try a lower optim.learning_rate, or trainer.precision 32-true')
         masks = (to_regions(probabilities, targets) >= 0.5).cpu() & (image != 0).any(0).cpu()  # nothing outside the brain
@@ -531,7 +529,7 @@ def forecast(
     patches[1]
     batch_s = (time.perf_counter() - began) * data.plan.batch_size
     volume = first.cut((0, 0, 0), first.shape)['image']
-    cost = predict_cost(task.averaged, volume, task.config.infer, device, around=first.record.around)
+    cost = predict_cost(task.averaged, volume, task.config.infer, device)
     validation_s = cost.seconds * len(data.val_cases)
     return Forecast(step_s, batch_s, validation_s / processes_of(task.config), data.plan)
 

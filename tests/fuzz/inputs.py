@@ -36,7 +36,7 @@ class Input:
 
 
 SETTINGS = {'data': {'patch_size': [16, 16, 16], 'fold': 0}, 'space': {'spacing_mm': [2.0, 2.0, 2.0]}, 'model': {'preset': 'tiny', 'filters': [4, 8], 'strides': [1, 2]},
-            'optim': {'learning_rate': 0.001}, 'infer': {'size': [16, 16, 16], 'overlap': 0.5, 'flips': ['none'], 'sigma': 0.125}, 'augment': {'gamma': [0.7, 1.5]}}
+            'optim': {'learning_rate': 0.001}, 'infer': {'roi_size': [16, 16, 16], 'overlap': 0.5, 'tta_flips': ['none'], 'sigma_scale': 0.125}, 'augment': {'gamma': [0.7, 1.5]}}
 
 
 def make_sound(folder: Path) -> None:
@@ -133,8 +133,8 @@ def _yaml(draw: random.Random, sound: Path) -> tuple[str, bytes]:
 
 def _words(draw: random.Random, sound: Path) -> tuple[str, bytes]:
     "Settings as they are typed: names and values as text."
-    names = ('infer.sigma', 'infer.size', 'infer.overlap', 'infer.flips', 'optim.learning_rate', 'model.filters', 'space.spacing_mm', 'trainer.devices', 'data.schema', 'logger.name',
-             'augment.gamma', 'trainer.max_steps', 'model', '', '.', 'infer.', 'a.b', 'infer.size.x', 'model.kernels', 'model.strides', 'loss.targets')
+    names = ('infer.sigma_scale', 'infer.roi_size', 'infer.overlap', 'infer.tta_flips', 'optim.learning_rate', 'model.filters', 'space.spacing_mm', 'trainer.devices', 'data.schema', 'logger.name',
+             'augment.gamma', 'trainer.max_steps', 'model', '', '.', 'infer.', 'a.b', 'infer.roi_size.x', 'model.kernels', 'model.strides', 'loss.targets')
     values = [str(v)[:2000] for v in m.NASTY] + m.TOKENS + m.YAML_TOKENS
     return 'words.json', json.dumps([[draw.choice(names), draw.choice(values)] for _ in range(draw.choice((1, 1, 2)))]).encode()
 
@@ -210,7 +210,7 @@ def use_model(name: str) -> Callable[[Path], None]:
         from neuroseg3d.inference.predict import predict_case
         model = load_model(folder / name)
         repr(model)
-        if np.prod(model.windows.size) <= 64**3 and sum(p.numel() for p in model.networks[0].parameters()) < 10**6 and min(model.space.spacing_mm) >= 1:
+        if np.prod(model.windows.roi_size) <= 64**3 and sum(p.numel() for p in model.networks[0].parameters()) < 10**6 and min(model.space.spacing_mm) >= 1:
             predict_case(model, read_case(folder / 'cohort' / 'imagesTr' / 'A.nii.gz'), 'cpu')
     return use
 
