@@ -58,7 +58,7 @@ from neuroseg3d.training.resume import CheckpointFolder, check_same_run, resume_
 from neuroseg3d.training.task import Config, RunData, SegmentationTask, make_trainer
 from neuroseg3d.studies.preprocess import Space, to_model_space
 from neuroseg3d.evaluation.uncertainty import score_doubt, validation_case
-from neuroseg3d.viz import LABEL_PALETTE
+from neuroseg3d.plots.palette import LABEL_PALETTE
 
 matplotlib.use('Agg')
 

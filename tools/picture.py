@@ -11,7 +11,7 @@ from pathlib import Path
 from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import read_label
-from neuroseg3d.viz import show_planes
+from neuroseg3d.plots.planes import show_planes
 
 ROOT = Path(__file__).resolve().parent.parent
 

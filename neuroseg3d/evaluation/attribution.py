@@ -42,7 +42,10 @@ from ..studies.layouts import Study, find_study
 from ..networks.losses import get_targets, to_regions
 from ..studies.nifti import label_header, save_atomically
 from ..studies.preprocess import ModelCase, to_model_space, to_native
-from ..viz import PALETTE, PLANES, Picture, View, chart, cut, largest_slices, make_view, show_modalities, show_planes
+from ..plots.charts import chart
+from ..plots.palette import PALETTE, Picture
+from ..plots.planes import show_modalities, show_planes
+from ..plots.views import PLANES, View, cut, largest_slices, make_view
 from ..networks.windows import Window, gaussian_weight, predict_probabilities, sliding_windows
 
 # %% auto #0

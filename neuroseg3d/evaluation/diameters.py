@@ -15,7 +15,8 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
 from ..core import Case, Geometry
-from ..viz import Picture, make_view, to_ras
+from ..plots.palette import Picture
+from ..plots.views import make_view, to_ras
 
 # %% auto #0
 __all__ = ['section_diameters', 'Diameters', 'lesion_diameters', 'sum_of_products_mm2', 'draw_diameters']

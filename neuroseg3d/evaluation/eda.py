@@ -22,7 +22,9 @@ from ..core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
 from ..system.folders import Results
 from ..studies.identity import SAME_EXAM, Identity, identify, likeness, patient_of
 from ..studies.layouts import Study, find_cases
-from ..viz import PALETTE, Picture, chart, make_view, page_head, page_tail
+from ..plots.charts import chart, page_head, page_tail
+from ..plots.palette import PALETTE, Picture
+from ..plots.views import make_view
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'describe_case', 'content_hash', 'find_duplicates',

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from ..core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
 from .metrics import WORST_MM, normalise_confusion, summarise, voxel_confusion
-from ..viz import PALETTE, Picture, chart
+from ..plots.charts import chart
+from ..plots.palette import PALETTE, Picture
 
 # %% auto #0
 __all__ = ['worst_first', 'show_scores', 'Agreement', 'bland_altman', 'show_bland_altman', 'show_volumes', 'lesion_volumes_ml',

@@ -24,7 +24,8 @@ from ..system.failures import check_some_worked, failing_alone
 from ..inference.predict import choose_device, label_by_rules, masks_by_rules, rules_of
 from ..networks.losses import get_targets, to_regions
 from ..studies.preprocess import ModelCase, to_model_space, to_native
-from ..viz import Picture, show_maps
+from ..plots.palette import Picture
+from ..plots.planes import show_maps
 from ..networks.windows import Windows, predict_probabilities
 
 # %% auto #0

@@ -22,7 +22,7 @@ from ..core import REGIONS, InputError
 from ..records import checked
 
 if TYPE_CHECKING:
-    from neuroseg3d.viz import Picture
+    from neuroseg3d.plots.palette import Picture
 
 # %% auto #0
 __all__ = ['SCALE_FLOOR_ML', 'LESION_ML', 'Reliability', 'reliability', 'apply_temperature', 'fit_temperature',
@@ -96,7 +96,8 @@ def show_reliability(
     title: str = 'Reliability',  # of the figure
 ) -> Picture:
     "Reliability diagrams: probability against frequency, and how many voxels stand behind it."
-    from neuroseg3d.viz import PALETTE, chart
+    from neuroseg3d.plots.charts import chart
+    from neuroseg3d.plots.palette import PALETTE
     figure, (left, right) = chart((title, 'Voxels in each bin'), (8.0, 3.2))
     left.plot([0, 1], [0, 1], color='#8b929c', linewidth=1, linestyle='--')
     for (name, d), mark in zip(diagrams.items(), 'os^vDP*X' * len(diagrams)):

@@ -35,8 +35,11 @@ from ..system.folders import Results
 from ..inference.predict import rules_of
 from ..evaluation.metrics import normalise_confusion, voxel_confusion
 from ..evaluation.uncertainty import qu_brats, show_uncertainty
-from ..viz import (ENTROPY, PALETTE, Picture, embed, error_paint, largest_slices, mesh_figure, page_head, page_tail,
-                            show_distances, show_errors, show_planes)
+from ..plots.charts import embed, page_head, page_tail
+from ..plots.meshes import error_paint, mesh_figure
+from ..plots.palette import ENTROPY, PALETTE, Picture
+from ..plots.planes import show_distances, show_errors, show_planes
+from ..plots.views import largest_slices
 from ..evaluation.attribution import Shapley
 
 # %% auto #0

@@ -43,8 +43,10 @@ from ..studies.nifti import read_label
 from .report import read_results
 from ..studies.preprocess import to_native
 from ..evaluation.uncertainty import expected_dices
-from ..viz import (ENTROPY, ERRORS, PALETTE, PLANES, View, cut, error_map, error_paint, largest_slices, make_view,
-                            mesh_figure)
+from ..plots.meshes import error_paint, mesh_figure
+from ..plots.palette import ENTROPY, PALETTE
+from ..plots.planes import ERRORS, error_map
+from ..plots.views import PLANES, View, cut, largest_slices, make_view
 
 # %% auto #0
 __all__ = ['Box', 'quantise', 'entropy_bits', 'Scene', 'Look', 'picture_size', 'draw_plane', 'place_of', 'voxel_at',

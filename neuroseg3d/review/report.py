@@ -34,7 +34,8 @@ from ..studies.layouts import Study, find_cases
 from ..evaluation.metrics import overlap, score_case, summarise, voxel_confusion
 from ..studies.nifti import check_label, header_geometry, read_header, read_label
 from ..evaluation.uncertainty import assess_case, coin_entropy, expected_dices
-from ..viz import page_head, page_tail, show_planes
+from ..plots.charts import page_head, page_tail
+from ..plots.planes import show_planes
 from ..evaluation.attribution import shapley_values
 
 # %% auto #0

@@ -25,7 +25,8 @@ from ..system.processes import gather, is_first_process, joined
 from .resume import check_same_run, resume_point
 from ..studies.split import Split, file_digest, load_split, study_files
 from .task import Config, fit, settled, why_finished
-from ..viz import PALETTE, Picture, chart
+from ..plots.charts import chart
+from ..plots.palette import PALETTE, Picture
 
 # %% auto #0
 __all__ = ['fold_config', 'is_finished', 'train_folds', 'Folds', 'find_folds', 'predict_out_of_fold', 'fold_table', 'show_folds',

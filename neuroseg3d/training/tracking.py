@@ -397,7 +397,7 @@ def draw_case(
     spacing_mm: tuple[float, float, float],  # of model space
 ) -> bytes:  # PNG
     "Three planes through the largest part of the tumour: prediction and reference."
-    from neuroseg3d.viz import show_planes
+    from neuroseg3d.plots.planes import show_planes
     flair, label, truth = (np.asarray(x.cpu()) for x in (image[0], prediction, reference))
     geometry = Geometry(flair.shape, np.diag([*spacing_mm, 1.0]))
     figure, out = show_planes(flair, label, truth, geometry=geometry, width_in=9, dpi=80), io.BytesIO()
