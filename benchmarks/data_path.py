@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from neuroseg3d.config import build
-from neuroseg3d.phantom import write_cohort
+from neuroseg3d.phantom.cohort import write_cohort
 from neuroseg3d.training.task import Config, SegmentationTask, faster_precision, open_data, try_step
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'data_path.json'

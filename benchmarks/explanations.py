@@ -22,7 +22,7 @@ def measure(method: str, queue) -> None:
     "Seconds and peak memory of one method, in a fresh process."
     import torch
     from neuroseg3d.networks.checkpoint import Model
-    from neuroseg3d.phantom import make_phantom
+    from neuroseg3d.phantom.cohort import make_phantom
     from neuroseg3d.studies.preprocess import Space, to_model_space
     from neuroseg3d.networks.unet import UNet, UNetConfig
     from neuroseg3d.networks.windows import Windows

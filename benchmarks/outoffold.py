@@ -29,7 +29,9 @@ from neuroseg3d.inference.predict import label_by_rules, masks_by_rules, rules_o
 from neuroseg3d.networks.losses import get_targets, to_regions
 from neuroseg3d.evaluation.metrics import score_case
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.phantom import GENERATOR, Population, case_seed
+from neuroseg3d.phantom.anatomy import case_seed
+from neuroseg3d.phantom.cohort import GENERATOR
+from neuroseg3d.phantom.tumours import Population
 from neuroseg3d.inference.postprocess import Postprocess, drop_small
 from neuroseg3d.studies.split import patient_of
 from neuroseg3d.studies.preprocess import ModelCase, Space, to_model_space

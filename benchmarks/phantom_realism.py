@@ -19,7 +19,7 @@ import numpy as np
 from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import MODALITIES, REGIONS, Case, InputError
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.phantom import best_threshold_dice, label_contrast, make_phantom
+from neuroseg3d.phantom.cohort import best_threshold_dice, label_contrast, make_phantom
 
 
 def real_cases(folder: Path) -> list[Case]:

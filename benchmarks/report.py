@@ -20,7 +20,7 @@ from neuroseg3d.studies.cases import read_case
 from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.core import Case
 from neuroseg3d.evaluation.metrics import score_case
-from neuroseg3d.phantom import make_phantom
+from neuroseg3d.phantom.cohort import make_phantom
 from neuroseg3d.review.report import _with_model
 from neuroseg3d.evaluation.uncertainty import assess_case
 

@@ -50,7 +50,9 @@ from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StepSamp
 from neuroseg3d.inference.predict import predict_case
 from neuroseg3d.studies.layouts import Study, find_cases
 from neuroseg3d.evaluation.metrics import overlap
-from neuroseg3d.phantom import GENERATOR, Population, case_seed, make_exams, make_phantom
+from neuroseg3d.phantom.anatomy import case_seed
+from neuroseg3d.phantom.cohort import GENERATOR, make_exams, make_phantom
+from neuroseg3d.phantom.tumours import Population
 from neuroseg3d.inference.postprocess import Held, Postprocess, mean_dice, search_rules
 from neuroseg3d.training.resume import CheckpointFolder, check_same_run, resume_point
 from neuroseg3d.training.task import Config, RunData, SegmentationTask, make_trainer

@@ -26,9 +26,10 @@ from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, REGIONS, Case
 from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
 from neuroseg3d.studies.layouts import Study, find_cases
-from neuroseg3d.phantom import (GENERATOR, Population, acquire, box_axes, brain_box, case_seed, draw_head, left_by_stripping,
-                                make_phantom, paint, phantom_geometry, sample_anatomy, smooth_field, soft, stream,
-                                to_scanner_units)
+from neuroseg3d.phantom.anatomy import case_seed, draw_head, healthy_anatomy, smooth_field, stream
+from neuroseg3d.phantom.cohort import GENERATOR, box_axes, brain_box, make_phantom, phantom_geometry
+from neuroseg3d.phantom.scanners import acquire, left_by_stripping, paint, soft, to_scanner_units
+from neuroseg3d.phantom.tumours import Population
 from neuroseg3d.studies.split import file_digest, make_split, save_split
 from neuroseg3d.training.task import Config
 from neuroseg3d.studies.preprocess import Space, to_model_space
@@ -56,7 +57,7 @@ def healthy_phantom(seed: int, spacing_mm: float, population: Population, diseas
     geometry, head = phantom_geometry(seed, spacing_mm, None), draw_head(seed)
     box = brain_box(head, geometry)
     axes = box_axes(geometry, box, [1, 1, 1])
-    tissue = sample_anatomy(head, None, axes)
+    tissue = healthy_anatomy(head, axes)
     ill = stream(seed, 'is diseased').random() < diseased
     cover = {'spot': disease(seed, tissue, axes)} if ill else {}
     signal = to_scanner_units(seed, paint(seed, tissue, cover, axes, population), axes, population)

@@ -25,7 +25,7 @@ from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
 from neuroseg3d.inference.predict import predict_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.networks.models import resolve_models
-from neuroseg3d.phantom import make_phantom
+from neuroseg3d.phantom.cohort import make_phantom
 from neuroseg3d.networks.windows import FLIPS, fast_windows
 
 RESULTS = Path(__file__).resolve().parent / 'results'

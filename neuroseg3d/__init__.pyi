@@ -6,7 +6,7 @@ from .evaluation.metrics import score_case as score_case
 from .evaluation.uncertainty import assess_case as assess_case
 from .inference.predict import Prediction as Prediction, predict_case as predict_case, segment as segment
 from .networks.checkpoint import Model as Model, load_model as load_model
-from .phantom import make_phantom as make_phantom
+from .phantom.cohort import make_phantom as make_phantom
 from .plots.planes import show_planes as show_planes
 from .review.dashboard import dashboard as dashboard
 from .review.report import report_cohort as report_cohort

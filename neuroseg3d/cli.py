@@ -119,7 +119,7 @@ def _demo(args, overrides) -> int:
 
 
 def _phantom(args, overrides) -> int:
-    from neuroseg3d.phantom import write_cohort
+    from neuroseg3d.phantom.cohort import write_cohort
     spacing = args.spacing_mm[0] if len(args.spacing_mm) == 1 else tuple(args.spacing_mm)
     if min(args.n, args.n_test) >= 0:  # else it is refused
         print(f'making {args.n} + {args.n_test} patients in {args.output_dir}', flush=True)

@@ -15,7 +15,7 @@ from .core import InputError
 from .evaluation.evaluate import evaluate, summary_table
 from .inference.predict import infer_cohort
 from .studies.layouts import find_cases
-from .phantom import write_cohort
+from .phantom.cohort import write_cohort
 from .review.report import report_cohort
 from .training.task import Config, cpu_has_bf16, fit
 

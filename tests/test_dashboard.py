@@ -21,7 +21,7 @@ from neuroseg3d.config import build, to_dict
 from neuroseg3d.review.dashboard import dashboard
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.phantom import write_cohort
+from neuroseg3d.phantom.cohort import write_cohort
 from neuroseg3d.training.task import Config
 from neuroseg3d.networks.unet import UNet
 

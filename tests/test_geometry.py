@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from neuroseg3d.core import Case, Geometry, labels_to_regions
-from neuroseg3d.phantom import draw_head, draw_tumour, grow, render_lesion, sample_anatomy
+from neuroseg3d.phantom.anatomy import draw_head
+from neuroseg3d.phantom.tumours import draw_tumour, grow, render_lesion, sample_anatomy
 from neuroseg3d.studies.preprocess import Record, Space, _carry, regions_to_native, to_model_space, to_native
 
 ORDERS = list(permutations(range(3)))

@@ -27,7 +27,7 @@ from neuroseg3d.review.dashboard import Cohort
 from neuroseg3d.inference.predict import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import store_facts, write_label
-from neuroseg3d.phantom import make_phantom
+from neuroseg3d.phantom.cohort import make_phantom
 from neuroseg3d.review.report import read_results
 from neuroseg3d.studies.preprocess import Space, to_model_space
 from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities

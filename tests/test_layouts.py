@@ -17,7 +17,7 @@ from neuroseg3d.core import InputError
 from neuroseg3d.training.data import Data, SegmentationData
 from neuroseg3d.evaluation.evaluate import find_labels
 from neuroseg3d.studies.layouts import find_cases, find_study
-from neuroseg3d.phantom import make_phantom, write_cohort
+from neuroseg3d.phantom.cohort import make_phantom, write_cohort
 
 AFFINE = np.diag([6.0, 6, 6, 1])
 BRATS = ('flair', 't1', 't1ce', 't2')

@@ -18,7 +18,8 @@ from neuroseg3d.cli import main
 from neuroseg3d.core import MODALITIES, REGIONS, labels_to_regions
 from neuroseg3d.inference.predict import rules_of
 from neuroseg3d.evaluation.metrics import overlap
-from neuroseg3d.phantom import Population, make_phantom, write_cohort
+from neuroseg3d.phantom.cohort import make_phantom, write_cohort
+from neuroseg3d.phantom.tumours import Population
 from neuroseg3d.studies.preprocess import Space
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from neuroseg3d.studies.cases import read_case
-from neuroseg3d.core import labels_to_regions
+from neuroseg3d.core import InputError, labels_to_regions
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.phantom import best_threshold_dice, label_contrast, make_phantom, write_cohort
+from neuroseg3d.phantom.cohort import best_threshold_dice, label_contrast, make_exams, make_phantom, write_cohort
+from neuroseg3d.phantom.tumours import Population
 
 
 def run(root: Path, code: str, **env: str) -> subprocess.CompletedProcess:
@@ -26,7 +27,7 @@ def run(root: Path, code: str, **env: str) -> subprocess.CompletedProcess:
 
 def test_a_script_without_a_guard_can_use_workers(root, tmp_path):
     script = tmp_path / 'script.py'
-    script.write_text('from neuroseg3d.phantom import write_cohort\n'
+    script.write_text('from neuroseg3d.phantom.cohort import write_cohort\n'
                       f'write_cohort({str(tmp_path / "cohort")!r}, 2, spacing_mm=8, workers=2)\nprint("once")\n')
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300,
                           env={**os.environ, 'PYTHONPATH': str(root)})
@@ -36,7 +37,7 @@ def test_a_script_without_a_guard_can_use_workers(root, tmp_path):
 
 
 def test_the_same_bits_whatever_the_threads(root):
-    code = ('from neuroseg3d.phantom import make_phantom\nimport hashlib\ncase = make_phantom(11, 5)\n'
+    code = ('from neuroseg3d.phantom.cohort import make_phantom\nimport hashlib\ncase = make_phantom(11, 5)\n'
             'print(hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest())')
     case = make_phantom(11, 5)
     here = hashlib.sha256(case.image.tobytes() + case.label.tobytes()).hexdigest()
@@ -47,7 +48,7 @@ def test_the_same_bits_whatever_the_threads(root):
 
 def test_an_interrupted_cohort_holds_no_half_and_is_continued(root, tmp_path):
     folder = tmp_path / 'cohort'
-    code = f'from neuroseg3d.phantom import write_cohort; write_cohort({str(folder)!r}, 4, spacing_mm=6, workers=1)'
+    code = f'from neuroseg3d.phantom.cohort import write_cohort; write_cohort({str(folder)!r}, 4, spacing_mm=6, workers=1)'
     job = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL,
                            env={**os.environ, 'PYTHONPATH': str(root)})
     first, deadline = folder / 'imagesTr/PHANTOM_001.nii.gz', time.monotonic() + 120
@@ -88,3 +89,27 @@ def test_measures_agree_with_the_table_of_the_real_cases(root):
     assert best_threshold_dice(case.image[0], case.label > 0) == pytest.approx(0.95, abs=0.006)
     assert label_contrast(case)['enhancing'] == pytest.approx(
         np.array([(2.7, 0.6), (0.7, 0.4), (3.0, 1.9), (1.3, 0.4)]), abs=0.06)
+
+
+@pytest.mark.parametrize('given, message', [((-1, 3), 'seed -1'), ((0, 40), 'spacing 40'), ((0, 3, (5, 5)), r'shape \(5, 5\)')])
+def test_what_cannot_be_made_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        make_phantom(*given)
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/thesis.txt').write_text('precious')
+    with pytest.raises(InputError, match='holds other files and no dataset.json'):
+        write_cohort(tmp_path / 'mine', n=1)
+    with pytest.raises(InputError, match='n = 0, expected a whole number of at least 1'):
+        write_cohort(tmp_path / 'none', n=0)
+    assert [p.name for p in (tmp_path / 'mine').iterdir() if not p.name.startswith('.')] == ['thesis.txt']
+    assert not (tmp_path / 'none').exists()
+
+
+def test_a_population_changes_what_is_asked_for_and_nothing_else():
+    usual = make_phantom(3, 6)
+    assert np.array_equal(usual.image, next(make_exams(3, spacing_mm=6)).image)
+    coarse = make_phantom(3, 6, population=Population(texture=(1.5, 1.5), hidden=1.0))
+    assert np.array_equal(usual.label, coarse.label) and not np.array_equal(usual.image, coarse.image)
