@@ -307,7 +307,7 @@ def test_meshes_are_where_and_as_large_as_their_voxels():
 def test_surfaces_are_painted_with_the_distance_at_each_vertex():
     case = head()
     moved = np.roll(case.label, 2, axis=0)  # by 4 mm to the right
-    paint = {'signed error': error_paint(moved, case.label, case.geometry.spacing_mm)}
+    paint = {'signed error': error_paint(moved, case.label, case.geometry)}
     figure = mesh_figure(case, moved, paint=paint)
     style, which = figure.layout.updatemenus[0].buttons[1].args
     for position, values in zip(which, style['intensity']):

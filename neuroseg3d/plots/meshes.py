@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from ..core import REGION_NAMES, REGIONS, Case, Geometry, labels_to_regions
-from .palette import _QUIET, DISTANCE, PALETTE, Scale
+from .palette import _QUIET, DISTANCE, PALETTE, Scale, distance_scale
 from .planes import signed_distance_mm
 from .views import _on_grid
 
@@ -275,12 +275,12 @@ def _paint_menu(traces: Sequence[go.Mesh3d], geometry: Geometry,
 def error_paint(
     prediction: np.ndarray,  # canonical ids (X, Y, Z)
     reference: np.ndarray,  # canonical ids (X, Y, Z)
-    spacing_mm: Sequence[float],  # voxel edges
+    grid: Geometry,  # of both
 ) -> tuple[Scale, dict[str, np.ndarray]]:  # for `paint` of `mesh_figure`
     "Signed distances to the reference by region; the highest where the reference lacks a region."
     volumes = {}
     masks = zip(REGIONS, labels_to_regions(prediction), labels_to_regions(reference))
     for name, ours, truth in masks:
         far = np.full(ours.shape, DISTANCE.high, np.float32)
-        volumes[name] = signed_distance_mm(truth, spacing_mm, ours) if truth.any() else far
-    return DISTANCE, volumes
+        volumes[name] = signed_distance_mm(truth, grid.spacing_mm, ours) if truth.any() else far
+    return distance_scale(grid), volumes

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ..core import Label
+from ..core import Geometry, Label
 
 # %% auto #0
-__all__ = ['PALETTE', 'LABEL_PALETTE', 'DISTANCE', 'ENTROPY', 'Picture', 'Scale']
+__all__ = ['PALETTE', 'LABEL_PALETTE', 'DISTANCE', 'ENTROPY', 'Picture', 'Scale', 'distance_scale']
 
 # %% ../../nbs/30_plots.palette.ipynb #1e2fc312
 #: Colour of each region, of the brain, and of each kind of voxel in an error map.
@@ -79,3 +79,12 @@ DISTANCE: Scale = Scale(
 #: Entropy of a yes/no question.
 ENTROPY: Scale = Scale('entropy, bits', 0, 1,
                        ('#000004', '#51127C', '#B73779', '#FC8961', '#FCFDBF'))
+
+# %% ../../nbs/30_plots.palette.ipynb #cd487dbd
+def distance_scale(
+    grid: Geometry,  # on which distances are measured
+) -> Scale:  # that says where they are approximate
+    "The scale of signed distances on a grid."
+    said = ', approximate, as the axes of the scan lean on each other:'
+    return replace(DISTANCE, unit=DISTANCE.unit.replace(':', said, 1)) if grid.is_sheared else DISTANCE
+

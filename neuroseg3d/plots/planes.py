@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 from ..core import REGION_NAMES, REGIONS, Case, Geometry, InputError
-from .palette import (_DARK, _INK, _QUIET, DISTANCE, ENTROPY, PALETTE, Picture,
+from .palette import (_DARK, _INK, _QUIET, DISTANCE, ENTROPY, PALETTE, Picture, distance_scale,
                                       Scale)
 from .views import (PLANES, View, _on_grid, as_case, cut, largest_slices,
                                     make_view)
@@ -458,5 +458,5 @@ def show_distances(
                else np.full(ours.shape, DISTANCE.high))
         title = region if truth.any() else f'{region}: not in the reference'
         maps[title] = np.where(ours ^ truth, far, np.nan)
-    return show_maps(case, maps, DISTANCE, reference, regions, planes, modality,
+    return show_maps(case, maps, distance_scale(case.geometry), reference, regions, planes, modality,
                      width_in=width_in, dpi=dpi)
