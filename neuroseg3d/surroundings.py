@@ -99,6 +99,7 @@ _CONTROLS = re.compile('[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2
 
 # %% ../nbs/00_surroundings.ipynb #4c32c547
 _CACHES = {'XDG_CONFIG_HOME': '.config', 'XDG_CACHE_HOME': '.cache', 'XDG_DATA_HOME': '.local/share'}
+_OWN_CACHES = ('MPLCONFIGDIR', 'TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR')
 
 
 def prepare_libraries() -> None:
@@ -106,6 +107,9 @@ def prepare_libraries() -> None:
     _prepare_temporary()
     if not _has_name():
         os.environ['LOGNAME'] = f'user{os.getuid() if hasattr(os, "getuid") else ""}'
+    for variable in _OWN_CACHES:
+        if variable in os.environ and not _is_usable(os.environ[variable]):
+            del os.environ[variable]  # the library finds a place of its own
     home = os.path.expanduser('~')
     for variable, below in _CACHES.items():
         usual = os.environ.get(variable) or os.path.join(home, below)
