@@ -311,7 +311,7 @@ def _mesh(result: CaseResult, options: ReportOptions) -> str:
     "A place for the mesh, and its data."
     paint, regions = {}, set(result.entropy) & set(REGIONS)
     if result.reference is not None:
-        paint['signed error'] = error_paint(result.prediction, result.reference, result.case.geometry.spacing_mm)
+        paint['signed error'] = error_paint(result.prediction, result.reference, result.case.geometry)
     if result.entropy:
         mean = np.mean(list(result.entropy.values()), axis=0)
         paint['entropy'] = ENTROPY, {r: result.entropy[r] if r in regions else mean for r in REGIONS}

@@ -89,6 +89,7 @@ class Folds:
     checkpoints: list[Path]  # of fold 0, 1, ...
     split: Split  # that dealt the cases
     data: str  # the cohort that they were trained on
+    channels: str | None = None  # the order of the channels of its 4-D files that was stated for training
 
 
 class _Data(TypedDict):
@@ -126,7 +127,7 @@ def find_folds(
         if (about['split_sha256'], about['fold']) != (split.digest, fold):
             raise InputError(f'{folder}: trained on another split or fold than {first} says')
         paths.append(best)
-    return Folds(paths, split, about['config']['data']['root'])
+    return Folds(paths, split, about['config']['data']['root'], about['config']['data'].get('channels'))
 
 # %% ../nbs/11b_crossval.ipynb #4ad16dcb
 def predict_out_of_fold(
@@ -204,18 +205,19 @@ def score_ensemble(
     postprocess: bool = False,  # search rules on the out-of-fold probabilities
     device: str = 'auto',  # as in `infer.choose_device`
     report: Callable[[str], None] = print,  # gets lines
-    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`; None: for the cohort of the training as stated then
 ) -> dict[str, dict]:  # summaries of `evaluate`: 'out_of_fold', and 'test' where there is one
     "Make the ensemble of a cross-validation and score it; processes of a launcher share the cases."
     run_dir, folds = Path(run_dir), find_folds(run_dir)
     check_ensemble(run_dir / ENSEMBLE)  # before the work
     data, places = data or folds.data, folds.checkpoints[0].parents[1] / 'split.json'
     new = new_studies(test, folds.split, channels, report) if test else []
+    own = channels or folds.channels
     summaries = {}
     with joined() as place:
-        predict_out_of_fold(folds, data, run_dir / 'out_of_fold', device, report, channels)
+        predict_out_of_fold(folds, data, run_dir / 'out_of_fold', device, report, own)
         if place.rank == 0:
-            rows, summaries['out_of_fold'] = evaluate(run_dir / 'out_of_fold', data, run_dir / 'out_of_fold_scores', split=places)
+            rows, summaries['out_of_fold'] = evaluate(run_dir / 'out_of_fold', data, run_dir / 'out_of_fold_scores', split=places, channels=own)
             report(f'\n{fold_table(rows, folds.split)}\n\n{summary_table(summaries["out_of_fold"])}\n')
             rules = _search(run_dir / 'out_of_fold', data, places, report) if postprocess else None
             path = write_ensemble(run_dir / ENSEMBLE, folds.checkpoints, to_dict(rules) if rules else None)
@@ -226,7 +228,7 @@ def score_ensemble(
             if failures:
                 raise InputError(f'{len(failures)} case(s) failed: {failures}')
             if place.rank == 0:
-                _, summaries['test'] = evaluate(run_dir / 'test', test, run_dir / 'test_scores', split=places)
+                _, summaries['test'] = evaluate(run_dir / 'test', test, run_dir / 'test_scores', split=places, channels=channels)
                 report(f'\nthe ensemble on {test}\n{summary_table(summaries["test"])}')
     return summaries
 

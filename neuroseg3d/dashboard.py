@@ -681,7 +681,7 @@ class Dashboard:
         "What the mesh can be coloured by: signed error and entropy, where they are known."
         scene, paint = self.scene, {}
         if len(scene.labels) == 2:
-            paint['signed error'] = error_paint(scene.prediction, scene.case.label, scene.case.geometry.spacing_mm)
+            paint['signed error'] = error_paint(scene.prediction, scene.case.label, scene.case.geometry)
         if scene.entropy is not None:
             paint['entropy'] = ENTROPY, dict(zip(REGIONS, scene.entropy))
         return paint

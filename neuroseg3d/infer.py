@@ -10,6 +10,7 @@ import os
 import re
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -258,7 +259,10 @@ def read_probabilities(
                          '`infer --save_probabilities` writes')
     if sorted(named) != sorted(REGIONS):
         raise InputError(f'{path}: found volumes {", ".join(map(str, named))}, expected {", ".join(REGIONS)}')
-    values = np.moveaxis(np.asarray(image.dataobj.get_unscaled()), -1, 0)
+    try:
+        values = np.moveaxis(np.asarray(image.dataobj.get_unscaled()), -1, 0)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f'{path}: truncated: {error}') from None
     return values if named == list(REGIONS) else values[[named.index(region) for region in REGIONS]]
 
 

@@ -480,8 +480,14 @@ def _study_of_folder(folder: Path, options: _Options) -> Study:
 
 
 def _folder_case(group: _Group, folder: Path) -> str:
-    "What the case of a folder is called that holds one: as BIDS says, as the file that holds it, or as the folder."
-    return group.case if group.bids or group.volumes or group.channels else Path(os.path.abspath(folder)).name
+    "What the case of a folder is called that holds one: as BIDS says, as the file that holds it, or as the folder; a visit after its patient."
+    own = Path(os.path.abspath(folder))
+    called = f'{own.parent.name}_{own.name}' if _VISIT.fullmatch(own.name) and own.parent.name else own.name
+    return group.case if group.bids or group.volumes or group.channels else called
+
+
+#: Names of folders that say which visit they hold, and not of whom: LUMIERE's Patient-001/week-000-1.
+_VISIT = re.compile(r'(?:ses|session|visit|time|timepoint|tp|week|fu|followup|follow-up)[-_.]?\d+(?:[-_.]\d+)?[a-z]?|baseline|follow-?up|pre-?op|post-?op', re.I)
 
 # %% ../nbs/01a_layouts.ipynb #f7521f7f
 def _with_candidate(study: Study, left: dict[Path, str]) -> Study:

@@ -9,7 +9,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import fast_simplification
@@ -33,8 +33,8 @@ from .core import REGION_NAMES, REGIONS, Case, Geometry, InputError, Label, labe
 # %% auto #0
 __all__ = ['PALETTE', 'LABEL_PALETTE', 'PLANES', 'ERRORS', 'DISTANCE', 'ENTROPY', 'PAGE_CSS', 'SORT_JS', 'Plane', 'to_ras', 'cut',
            'View', 'make_view', 'largest_slices', 'as_case', 'Picture', 'Panel', 'show_planes', 'show_modalities',
-           'error_map', 'show_errors', 'signed_distance_mm', 'Scale', 'show_maps', 'show_distances', 'surface_mesh',
-           'mesh_volume_ml', 'mesh_figure', 'error_paint', 'chart', 'embed', 'page_head', 'page_tail']
+           'error_map', 'show_errors', 'signed_distance_mm', 'Scale', 'distance_scale', 'show_maps', 'show_distances',
+           'surface_mesh', 'mesh_volume_ml', 'mesh_figure', 'error_paint', 'chart', 'embed', 'page_head', 'page_tail']
 
 # %% ../nbs/03_viz.ipynb #6a5ac0b8
 #: Colour of each region, of the brain, and of each kind of voxel in an error map.
@@ -504,6 +504,16 @@ class Scale:
 #: Signed distance to the border of the reference.
 DISTANCE: Scale = Scale('mm from the border of the reference: missed (\N{MINUS SIGN}), added (+)', -6, 6,
                         ('#8F0A2A', PALETTE['missed'], '#F4E6EC', PALETTE['over'], '#4B1C99'))
+
+
+def distance_scale(
+    grid: Geometry,  # on which distances are measured
+) -> Scale:  # that says where they are approximate
+    "The scale of signed distances on a grid."
+    said = ', approximate, as the axes of the scan lean on each other:'
+    return replace(DISTANCE, unit=DISTANCE.unit.replace(':', said, 1)) if grid.is_sheared else DISTANCE
+
+
 #: Entropy of a yes/no question.
 ENTROPY: Scale = Scale('entropy, bits', 0, 1, ('#000004', '#51127C', '#B73779', '#FC8961', '#FCFDBF'))
 
@@ -586,7 +596,7 @@ def show_distances(
         ours, truth = (np.isin(_on_grid(m, case), REGIONS[region]) for m in (prediction, reference))
         far = signed_distance_mm(truth, case.geometry.spacing_mm, ours) if truth.any() else np.full(ours.shape, DISTANCE.high)
         maps[region if truth.any() else f'{region}: not in the reference'] = np.where(ours ^ truth, far, np.nan)
-    return show_maps(case, maps, DISTANCE, reference, regions, planes, modality, width_in=width_in, dpi=dpi)
+    return show_maps(case, maps, distance_scale(case.geometry), reference, regions, planes, modality, width_in=width_in, dpi=dpi)
 
 # %% ../nbs/03_viz.ipynb #13d9e712
 def _coarsen(mask: np.ndarray, factors: Sequence[int]) -> np.ndarray:
@@ -812,14 +822,14 @@ def mesh_figure(
 def error_paint(
     prediction: np.ndarray,  # canonical ids (X, Y, Z)
     reference: np.ndarray,  # canonical ids (X, Y, Z)
-    spacing_mm: Sequence[float],  # voxel edges
+    grid: Geometry,  # of both
 ) -> tuple[Scale, dict[str, np.ndarray]]:  # for `paint` of `mesh_figure`
     "Signed distances to the reference, by region; the highest where the reference has none of a region."
     volumes = {}
     for name, ours, truth in zip(REGIONS, labels_to_regions(prediction), labels_to_regions(reference)):
-        near = signed_distance_mm(truth, spacing_mm, ours) if truth.any() else np.full(ours.shape, DISTANCE.high, np.float32)
+        near = signed_distance_mm(truth, grid.spacing_mm, ours) if truth.any() else np.full(ours.shape, DISTANCE.high, np.float32)
         volumes[name] = near
-    return DISTANCE, volumes
+    return distance_scale(grid), volumes
 
 # %% ../nbs/03_viz.ipynb #3cd7f52b
 def chart(

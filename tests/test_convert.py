@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from importlib.util import find_spec
 
 import nibabel as nib
 import numpy as np
@@ -12,14 +11,12 @@ from test_schemas import write_study
 
 from neuroseg3d.cases import read_case
 from neuroseg3d.cli import main
-from neuroseg3d.convert import convert_cohort
+from neuroseg3d.convert import LAYOUTS, convert_cohort
 from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.layouts import find_cases
 
 OBLIQUE = np.array([[0, -1.1, 0, 3], [0.72, 0, -1.5, -7], [0.54, 0, 2, 4], [0, 0, 0, 1.0]])
 SHAPE = (11, 12, 9)
-#: What the reader knows: nnU-Net's way and BIDS since it reads the entities of names.
-READ = ['nnunet', 'msd', 'brats', 'bids'] if find_spec('neuroseg3d.names') else ['msd', 'brats']
 
 
 def save(values, path, slope=1.0, inter=0.0, kind=nib.Nifti1Image):
@@ -58,7 +55,7 @@ def cohort(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize('to', READ)
+@pytest.mark.parametrize('to', LAYOUTS)
 def test_what_is_written_is_what_was_read(cohort, tmp_path, to):
     done = convert_cohort(cohort, tmp_path / 'out', to)
     assert not done.failures and len(done.names) == 6 and len(done.labelled) == 5
@@ -69,7 +66,7 @@ def test_what_is_written_is_what_was_read(cohort, tmp_path, to):
         same(before[old], after[new])
 
 
-@pytest.mark.parametrize('first', READ)
+@pytest.mark.parametrize('first', LAYOUTS)
 def test_there_and_back_through_every_layout(cohort, tmp_path, first):
     convert_cohort(cohort, tmp_path / 'a', first)
     convert_cohort(tmp_path / 'a', tmp_path / 'b', 'msd')
@@ -182,3 +179,34 @@ def test_nothing_is_replaced(cohort, tmp_path, capsys):
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['mine.txt']
     with pytest.raises(InputError, match='expected one of nnunet, msd, brats, bids'):
         convert_cohort(cohort, tmp_path / 'new', 'nifti')
+
+
+@pytest.mark.contract('works', 'cohorts', 'a cohort that `convert` has written, in any of its layouts', 'read without `--channels`: the same voxels, affine and labels')
+@pytest.mark.parametrize('seed', range(4))
+def test_a_random_cohort_goes_through_all_layouts_and_comes_back_the_same(tmp_path, seed):
+    "Any shape, affine, type and scaling; from each layout into the next, and each time the same four sequences in their order."
+    rng = np.random.default_rng(seed)
+    affine, shape = np.eye(4), rng.integers(5, 14, 3)
+    affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] @ np.diag(rng.uniform(0.4, 5, 3))
+    affine[:3, 3] = rng.uniform(-200, 200, 3)
+    kind, slope, inter = [(np.int16, 1, 0), (np.uint8, 0.5, 3), (np.float32, 1, 0), (np.uint16, 2, -1)][seed]
+    for case, labelled in (('BraTS2021_00007', True), ('BraTS2021_00009', False)):
+        for name in ('flair', 't1', 't1ce', 't2', *(['seg'] if labelled else [])):
+            values = rng.choice([0, 1, 2, 4], shape) if name == 'seg' else rng.integers(0, 250, shape)
+            path, plain = tmp_path / '0' / case / f'{case}_{name}.nii.gz', (np.uint8, 1, 0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own, a, b = plain if name == 'seg' else (kind, slope, inter)
+            content = bytearray(nib.Nifti1Image(values.astype(own), affine).to_bytes())
+            content[112:120] = np.array([a, b], '<f4').tobytes()
+            path.write_bytes(gzip.compress(bytes(content), 1))
+    before = {s.label is not None: read_case(s) for s in find_cases(tmp_path / '0')}
+    for step, to in enumerate(rng.permutation(list(LAYOUTS)), 1):
+        assert main(['convert', '--input', str(tmp_path / str(step - 1)), '--output_dir', str(tmp_path / str(step)), '--to', to]) == 0
+        if (described := tmp_path / str(step) / 'dataset.json').is_file():
+            found = json.loads(described.read_text())
+            assert list((found.get('modality') or found['channel_names']).values()) == list(MODALITIES)
+        after = {s.label is not None: read_case(s) for s in find_cases(tmp_path / str(step), split='all')}
+        assert after.keys() == before.keys()
+        for labelled, case in before.items():
+            same(case, after[labelled])
+            assert after[labelled].geometry.shape == case.geometry.shape

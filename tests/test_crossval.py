@@ -182,3 +182,19 @@ def test_what_is_no_test_set_is_refused(work, capsys):
     (work / 'broken.json').write_text('{"members": []}')
     assert main(['infer', '--ckpt_path', 'broken.json', '--input_image', 'cohort', '--output_dir', 'out']) == 2
     assert 'broken.json: members: found a list of 0' in capsys.readouterr().err
+
+
+def test_the_order_of_channels_that_was_stated_for_training_is_that_of_the_ensemble(work, capsys):
+    cohort, order = ball_cohort(work / 'stated', n=2), 'T2w,T1gd,T1w,FLAIR'
+    for path in (cohort / 'imagesTr').iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., ::-1], image.affine), path)
+    about = json.loads((cohort / 'dataset.json').read_text())
+    (cohort / 'dataset.json').write_text(json.dumps({k: v for k, v in about.items() if k != 'modality'}))
+    words = ['--data.root', 'stated', '--trainer.output_dir', 'cv_stated', '--trainer.max_steps', '2', '--trainer.val_every_steps', '2', '--channels', order]
+    assert main([*TRAIN, *words, '--folds', 'all']) == 0
+    assert main(['ensemble', '--run_dir', 'cv_stated', '--device', 'cpu', '--postprocess']) == 0
+    split = json.loads((work / 'cv_stated/fold_0/split.json').read_text())['cases']
+    for study in find_cases(cohort, channels=order):
+        label = predict_case(load_model(work / f'cv_stated/fold_{split[study.id]["fold"]}'), read_case(study), 'cpu').label
+        assert np.array_equal(label_of(work / 'cv_stated' / 'out_of_fold' / f'{study.id}.nii.gz'), label)

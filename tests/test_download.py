@@ -1,6 +1,7 @@
 "Downloads that are cut, that cannot be resumed, that are not what was published, and archives that mean harm."
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -47,7 +48,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, body: bytes = ARCHIVE):
         super().__init__(('127.0.0.1', 0), Handler)
         self.body, self.asked, self.statuses = body, [], []
-        self.ranges, self.cut_after, self.delay_s, self.length = True, None, 0.0, True
+        self.ranges, self.cut_after, self.delay_s, self.length, self.chunk = True, None, 0.0, True, 50_000
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -73,9 +74,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header('Content-Length', str(len(body)))
         self.end_headers()
         sent = body[:server.cut_after] if server.cut_after else body
-        for i in range(0, len(sent), 50_000):
-            self.wfile.write(sent[i:i + 50_000])
-            time.sleep(server.delay_s)
+        with contextlib.suppress(ConnectionError):  # who asked has had enough
+            for i in range(0, len(sent), server.chunk):
+                self.wfile.write(sent[i:i + server.chunk])
+                time.sleep(server.delay_s)
 
     def log_message(self, *args):
         pass
@@ -233,3 +235,39 @@ def test_existing_folder_is_never_overwritten(tmp_path):
     with pytest.raises(InputError, match='already there'):
         extract(archive, tmp_path)
     assert (tmp_path / 'Task' / 'mine.txt').read_text() == 'mine'
+
+
+@pytest.mark.contract('refused', 'downloads', 'an archive with holes, or that is far larger unpacked', 'nothing is unpacked')
+@pytest.mark.parametrize('kind', ['sparse', 'zeros', 'many'])
+def test_archive_that_would_fill_the_disk_is_refused(tmp_path, kind):
+    archive = tmp_path / 'bomb.tar.gz'
+    with tarfile.open(archive, 'w:gz') as tar:
+        if kind == 'sparse':  # a megabyte that claims to be a petabyte
+            info = tarfile.TarInfo('Task/hole.nii')
+            info.size, info.pax_headers = 512, {'GNU.sparse.major': '0', 'GNU.sparse.minor': '1', 'GNU.sparse.name': 'Task/hole.nii', 'GNU.sparse.size': str(2**50),
+                                                'GNU.sparse.numblocks': '1', 'GNU.sparse.map': '0,512'}
+            tar.addfile(info, io.BytesIO(bytes(512)))
+        for n in range({'sparse': 0, 'zeros': 1, 'many': 40}[kind]):
+            info = tarfile.TarInfo(f'Task/zeros{n}.nii')
+            info.size = 40_000_000 // (40 if kind == 'many' else 1)
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(InputError, match='refused, .* would be [0-9,]+ bytes, from an archive of [0-9,]+; expected 50 times its size at most, and no holes'):
+        extract(archive, tmp_path / 'into')
+    assert not list((tmp_path / 'into').iterdir())
+
+
+@pytest.mark.contract('refused', 'downloads', 'a server that announces or sends more than the file has, or next to nothing', 'it ends; the error counts the bytes')
+@pytest.mark.parametrize('how', ['announces', 'sends', 'trickles'])
+def test_a_server_that_goes_on_without_end(server, tmp_path, how):
+    server.length = how != 'sends'
+    options = {'largest': 300_000}
+    if how == 'trickles':
+        server.chunk, server.delay_s, options = 1, 0.05, {'timeout_s': 0.3}
+    message = {'announces': r'the server announces [0-9,]+ bytes, expected 300,000 at most', 'sends': r'has sent more than 300,000 bytes and goes on; expected 300,000 at most',
+               'trickles': r'[0-9]+ bytes in 0.3 s, expected 100 a second at least'}[how]
+    began = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        fetch(server.url, tmp_path / 'Task.tar', MD5, False, 1, **options)
+    assert time.monotonic() - began < 20 and not (tmp_path / 'Task.tar').exists()
+    part = tmp_path / 'Task.tar.part'
+    assert not part.exists() or part.stat().st_size < 300_000 + 2 * (1 << 20)

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from balls import ball_cohort, ball_model
 
 from neuroseg3d.cli import main
 
@@ -163,3 +164,87 @@ def test_voxels_too_small_for_memory_are_refused_with_numbers(tmp_path):
     with pytest.raises(InputError, match=r'case A: in voxels of 0.05x0.05x0.05 mm the brain has \d+x\d+x\d+ of them, which take [\d,.]+ GiB; [\d,.]+ GiB are free'):
         to_model_space(case, Space((0.05, 0.05, 0.05)))
     assert torch.is_tensor(to_model_space(case, Space((9.0, 9.0, 9.0))).image)
+
+
+@pytest.mark.contract('refused', 'cohorts', 'a case of a cohort that lacks a sequence', 'that case fails and is named; the others are done, exit code 1')
+def test_infer_goes_on_past_a_case_that_lacks_a_sequence(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    for case in 'ABC':
+        (tmp_path / 'cohort' / case).mkdir(parents=True)
+        for name in ('flair', 't1', 't1ce', 't2'):
+            image = np.zeros((32, 30, 28), np.float32)
+            image[6:26, 6:24, 6:22] = draw.normal(100, 10, (20, 18, 16))
+            nib.save(nib.Nifti1Image(image, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / 'cohort' / case / f'{case}_{name}.nii.gz')
+    (tmp_path / 'cohort' / 'B' / 'B_t1ce.nii.gz').unlink()
+    words = ['infer', '--input_image', str(tmp_path / 'cohort'), '--output_dir', str(tmp_path / 'out'), '--device', 'cpu']
+    assert main(words) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if 'failed: ' in line]
+    assert len(said) == 1 and 'failed: B: ' in said[0] and 'missing modality T1gd' in said[0]
+    assert sorted(p.name for p in (tmp_path / 'out').glob('*.nii.gz')) == ['A.nii.gz', 'C.nii.gz']
+    assert sorted(json.loads((tmp_path / 'out' / 'manifest.json').read_text())['cases']) == ['A', 'C']
+
+
+@pytest.fixture
+def balls(tmp_path):
+    "Three cases and a model that has seen another patient."
+    cohort = ball_cohort(tmp_path / 'cohort', 3)
+    others = {'OTHER': {'files': {'FLAIR': 'f' * 64}, 'identity': None}}
+    return cohort, ball_model(tmp_path / 'model.ckpt', split_sha256=None, fold=0, training_exams=others)
+
+
+@pytest.mark.contract('refused', 'cohorts', 'a case that cannot be read, where a model is calibrated', 'that case fails and is named; the others are used, exit code 1')
+def test_calibrate_goes_on_past_a_case_that_fails(balls, capsys):
+    from neuroseg3d.calibration import stored_calibration
+    from neuroseg3d.checkpoint import load_model
+    cohort, model = balls
+    DAMAGE['short'](cohort / 'imagesTr' / 'BALL_Tr01.nii.gz')
+    assert main(['calibrate', '--ckpt_path', str(model), '--data', str(cohort), '--device', 'cpu']) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if 'failed: ' in line]
+    assert len(said) == 1 and 'failed: BALL_Tr01: ' in said[0] and 'truncated' in said[0]
+    assert stored_calibration(load_model(model)).n_cases == 2
+
+
+@pytest.mark.contract('refused', 'cohorts', 'a case that cannot be read, where rules of post-processing are searched', 'that case fails and is named; the others are used, exit code 1')
+@pytest.mark.parametrize('broken', ['cohort/labelsTr', 'pred/probabilities'])
+def test_postprocess_goes_on_past_a_case_that_fails(balls, tmp_path, capsys, broken):
+    cohort, model = balls
+    pred = tmp_path / 'pred'
+    words = ['--output_dir', str(pred), '--ckpt_path', str(model), '--device', 'cpu', '--save_probabilities']
+    assert main(['infer', '--input_image', str(cohort / 'imagesTr'), *words]) == 0
+    DAMAGE['short'](tmp_path / broken / 'BALL_Tr01.nii.gz')
+    capsys.readouterr()
+    assert main(['postprocess', '--pred', str(pred), '--data', str(cohort), '--ckpt_path', str(model)]) == 1
+    told = capsys.readouterr()
+    said = [line for line in told.err.splitlines() if 'failed: ' in line]
+    assert len(said) == 1 and 'failed: BALL_Tr01: ' in said[0] and 'BALL_Tr01.nii.gz' in said[0]
+    assert 'stored in' in told.out and 'mean Dice' in told.out
+
+
+@pytest.mark.contract('refused', 'models', 'a checkpoint with weights that are no numbers', 'the error names the weights')
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_no_numbers_are_refused(balls, tmp_path, capsys, value):
+    cohort, model = balls
+    content = torch.load(model, weights_only=True)
+    name = next(k for k, v in content['state_dict'].items() if v.ndim > 1)
+    content['state_dict'][name].view(-1)[3] = value
+    torch.save(content, model)
+    assert main(['infer', '--input_image', str(cohort), '--output_dir', str(tmp_path / 'out'), '--ckpt_path', str(model), '--device', 'cpu']) == 2
+    assert f'{model}: 1 of {content["state_dict"][name].numel():,} weights of ' in capsys.readouterr().err and not list(tmp_path.glob('out/*'))
+
+
+@pytest.mark.contract('refused', 'images', 'voxels that are not finite in a batch of the training', 'it ends and names the cases; no checkpoint is written')
+def test_a_batch_that_is_not_finite_ends_the_training(balls, tmp_path, capsys, monkeypatch):
+    from neuroseg3d import train
+    real = train.SegmentationTask.training_step
+
+    def step(self, batch, *args):
+        batch['image'][0, 0, 0, 0, 0] = float('nan')
+        return real(self, batch, *args)
+    monkeypatch.setattr(train.SegmentationTask, 'training_step', step)
+    words = ['--data.root', str(balls[0]), '--data.n_folds', '2', '--data.patch_size', '16', '--data.loader', 'none', '--space.spacing_mm', '6', '--model.preset', 'tiny',
+             '--model.filters', '[4, 8]', '--model.strides', '[1, 2]', '--trainer.max_steps', '2', '--trainer.val_every_steps', '1', '--trainer.accelerator', 'cpu',
+             '--trainer.output_dir', str(tmp_path / 'run'), '--logger', 'none']
+    assert main(['train', *words]) == 2
+    said = capsys.readouterr().err
+    assert 'the loss is nan; its batch has voxels that are not finite (cases BALL_Tr' in said and 'look at these images' in said
+    assert not list((tmp_path / 'run').rglob('*.ckpt'))

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import warnings
 
 import nibabel as nib
 import numpy as np
 import pytest
+from balls import ball_case
 
 from neuroseg3d.cases import read_case
 from neuroseg3d.core import Case, Geometry, InputError
 from neuroseg3d.evaluate import evaluate
 from neuroseg3d.layouts import find_cases
 from neuroseg3d.nifti import header_geometry, read_header, read_label, write_label
+from neuroseg3d.viz import error_paint, mesh_figure, show_distances
 
 SHAPE = (20, 22, 24)
 TWO, ONE = np.diag([2, 2, 2, 1.0]), np.diag([1, 1, 1, 1.0])
@@ -313,3 +316,36 @@ def test_a_sheared_mask_has_no_qform(tmp_path):
     made = Case('P', case.image, header_geometry(case.header, SHAPE))
     written = nib.load(write_label(tmp_path / 'made.nii.gz', BALL.astype(np.uint8), made))
     assert np.allclose(written.affine, SHEAR) and written.header['qform_code'] == 0
+
+
+@pytest.mark.contract('refused', 'images', 'a header that claims more voxels than its file can hold', 'the error counts both; nothing is allocated')
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('shape, message', [((400, 400, 400), 'truncated: the header claims [0-9,]+ bytes of voxels, the file can hold [0-9,]+'),
+                                            ((32000, 32000, 32000), 'the header claims 32,768,000,000,000 voxels, which need [0-9,.]+ GiB as float32')])
+def test_a_header_that_claims_more_than_its_file_can_hold(tmp_path, shape, message, packed):
+    folder = four(tmp_path / 'P', image(TWO, TWO), change=('dim', shape, slice(1, 4)))
+    if packed:
+        for path in sorted(folder.iterdir()):
+            path.with_suffix('.nii.gz').write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message):
+        read_case(folder)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6
+
+
+@pytest.mark.contract('warned', 'images', 'signed distances of errors on a grid whose axes are not at right angles', 'the scale beside the picture and the mesh says that they are approximate')
+@pytest.mark.parametrize('lean', [0.0, 0.3])
+def test_distances_on_a_sheared_grid_are_called_approximate_beside_them(lean):
+    image, label = ball_case(0)
+    affine = np.diag([6.0, 6, 6, 1])
+    affine[0, 2] = 6 * lean
+    case, wrong = Case('P', np.moveaxis(image, -1, 0).copy(), Geometry(label.shape, affine), label), np.roll(label, 2, 0)
+    shown = [t.get_text() for t in show_distances(case, wrong).texts]
+    scale, _ = paint = error_paint(wrong, label, case.geometry)
+    mesh = mesh_figure(case, wrong, label, paint={'signed error': paint}).to_json()
+    for text in (' '.join(shown), scale.unit, mesh):
+        assert 'mm from the border of the reference' in text
+        assert ('mm from the border of the reference, approximate, as the axes of the scan lean on each other' in text) == bool(lean)

@@ -8,14 +8,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from balls import ball_case, ball_cohort
+from balls import ball_case, ball_cohort, ball_model
 
+from neuroseg3d.calibration import stored_calibration
 from neuroseg3d.cases import read_case
+from neuroseg3d.checkpoint import load_model
+from neuroseg3d.cli import main
 from neuroseg3d.config import build
 from neuroseg3d.core import InputError
+from neuroseg3d.crossval import new_studies
 from neuroseg3d.evaluate import evaluate
-from neuroseg3d.guard import training_of
-from neuroseg3d.identity import SAME_EXAM, identify, likeness, one_patient
+from neuroseg3d.guard import training_exams, training_of
+from neuroseg3d.identity import SAME_EXAM, identify, likeness, one_patient, patient_of
 from neuroseg3d.layouts import find_cases
 from neuroseg3d.resume import load_checkpoint
 from neuroseg3d.split import Split, load_split, make_split, save_split
@@ -136,3 +140,69 @@ def test_real_exams_apart_and_copies_together():
     alike = likeness([exams[0], copy], exams)
     assert alike[1, 0] > 0.95 > SAME_EXAM > alike[0, 1] and alike[0, 1] < 0.65
     assert not set(copy.voxels.values()) & set(exams[0].voxels.values())
+
+
+@pytest.fixture
+def again(tmp_path):
+    "A training case and one that was held out, stored in another way; the split, its fold, and a model of it."
+    cohort = ball_cohort(tmp_path / 'cohort', 3)
+    split = make_split(find_cases(cohort).labelled, 3)
+    save_split(split, tmp_path / 'split.json')
+    fold = split.cases['BALL_Tr02']['fold']
+    for part in ('imagesTr', 'labelsTr'):
+        (tmp_path / 'again' / part).mkdir(parents=True)
+        for n in (0, 2):
+            image = nib.load(cohort / part / f'BALL_Tr0{n}.nii.gz')
+            nib.save(nib.Nifti1Image(np.asarray(image.dataobj).astype(np.float64)[::-1, ::-1], image.affine @ MIRROR), tmp_path / 'again' / part / f'N{n}.nii')
+    (tmp_path / 'again' / 'dataset.json').write_text((cohort / 'dataset.json').read_text())
+    model = ball_model(tmp_path / 'model.ckpt', split_sha256=split.digest, fold=fold, training_exams=training_exams(split, fold))
+    return tmp_path / 'again', split, model
+
+
+@pytest.mark.contract('refused', 'splits', 'a training case under another name and stored in another way', 'report, postprocess, calibrate and ensemble do not score it; eda calls it the same')
+def test_every_command_knows_a_recompressed_training_case(again, tmp_path, capsys):
+    folder, split, model = again
+    pred = tmp_path / 'pred'
+    words = ['--output_dir', str(pred), '--ckpt_path', str(model), '--device', 'cpu', '--save_probabilities']
+    assert main(['infer', '--input_image', str(folder), *words]) == 0
+    capsys.readouterr()
+    known = ['--pred', str(pred), '--data', str(folder), '--split', str(tmp_path / 'split.json')]
+    for words in (['report', *known, '--output_dir', str(tmp_path / 'report')], ['postprocess', *known]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert '1 of 2 cases were trained on by the model that predicted them: N0 (N0: its ' in said and 'voxels of BALL_Tr00)' in said, words
+        assert main([*words, '--allow_training']) == 0
+    page = (tmp_path / 'report' / 'index.html').read_text()
+    assert '1 case(s) were trained on (N0): their scores say nothing about new patients' in page
+    assert main(['calibrate', '--ckpt_path', str(model), '--data', str(folder), '--device', 'cpu']) == 0
+    assert stored_calibration(load_model(model)).n_cases == 1  # N2
+    for part in ('imagesTr', 'labelsTr'):
+        (folder / part / 'N2.nii').unlink()
+    capsys.readouterr()
+    assert main(['calibrate', '--ckpt_path', str(model), '--data', str(folder), '--device', 'cpu']) == 2
+    assert 'found 1 labelled case(s), all of them training cases of the model' in capsys.readouterr().err
+    with pytest.raises(InputError, match='found 1 case.s. with a reference, none that the ensemble was not trained on'):
+        new_studies(folder, split)
+
+
+def test_eda_calls_a_recompressed_case_the_same(again, tmp_path):
+    assert main(['eda', '--data', str(tmp_path), '--output_dir', str(tmp_path / 'eda')]) == 0
+    twice = json.loads((tmp_path / 'eda' / 'fingerprint.json').read_text())['duplicates']
+    assert {(*d['cases'], d['kind']) for d in twice if d['kind'] == 'identical'} == {('BALL_Tr00', 'N0', 'identical'), ('BALL_Tr02', 'N2', 'identical')}
+
+
+@pytest.mark.contract('works', 'splits', 'visits in a folder a patient, as in LUMIERE: Patient-001/week-000-1', 'each visit is a case, and those of a patient share a fold')
+def test_visits_of_a_patient_share_a_fold(tmp_path):
+    for n, case in enumerate([f'Patient-{p:03}/{week}' for p in range(1, 5) for week in ('week-000-1', 'week-000-2', 'week-044')]):
+        image, label = ball_case(n)
+        (tmp_path / case).mkdir(parents=True)
+        for channel, name in enumerate(('FLAIR', 'T1', 'CT1', 'T2')):
+            nib.save(nib.Nifti1Image(image[..., channel], np.diag([6.0, 6, 6, 1])), tmp_path / case / f'{name}.nii.gz')
+        nib.save(nib.Nifti1Image(np.array([0, 2, 1, 4], np.uint8)[label], np.diag([6.0, 6, 6, 1])), tmp_path / case / 'seg.nii.gz')
+    studies = find_cases(tmp_path, schema='brats2017').labelled
+    assert [s.id for s in studies][:3] == ['Patient-001_week-000-1', 'Patient-001_week-000-2', 'Patient-001_week-044'] and len(studies) == 12
+    split = make_split(studies, 4)
+    folds = {patient_of(i): {split.cases[j]['fold'] for j in split.cases if patient_of(j) == patient_of(i)} for i in split.cases}
+    assert set(folds) == {f'Patient-{p:03}' for p in range(1, 5)} and all(len(f) == 1 for f in folds.values())
+    assert {f for own in folds.values() for f in own} == {0, 1, 2, 3}
+    assert [s.id for s in find_cases(tmp_path / 'Patient-001', schema='brats2017')] == [s.id for s in studies][:3]
