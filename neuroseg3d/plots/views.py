@@ -51,7 +51,7 @@ def cut(
 ) -> np.ndarray:  # (rows, columns), to be drawn with the first row at the bottom
     "One slice as it is laid on the page."
     p = PLANES[plane]
-    section = np.take(volume, index, axis=p.normal)  # the two axes left are (across, up)
+    section = volume[(slice(None),) * p.normal + (index,)]  # the two axes left are (across, up)
     return section[::-1].T
 
 # %% ../../nbs/30a_plots.views.ipynb #d8c3434c
