@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
 #: Which wing a file of tests belongs to; what holds for the whole project is `house`.
 WINGS: dict[str, str] = {name: wing for wing, names in {
     'system': 'failures files surroundings waits',
-    'studies': 'brain checks download geometry grids headers identity layouts names schemas',
+    'studies': 'brain trim checks download geometry grids headers identity layouts names schemas',
     'phantom': 'phantom',
     'plots': 'viz',
     'networks': 'air checksums gpu models',

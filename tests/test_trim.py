@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from neuroseg3d.review.casepage import ReportOptions, case_html
-from neuroseg3d.studies.cases import read_case, widen
+from neuroseg3d.studies.cases import widen
 from neuroseg3d.core import Case, Geometry
 from neuroseg3d.studies.identity import identify
 from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.phantom import make_phantom
+from neuroseg3d.phantom.cohort import make_phantom
 from neuroseg3d.review.report import _row, read_results
 
 SMALL = ReportOptions(width_in=4, dpi=40, mesh_faces=300, mesh_grid_mm=8)
