@@ -97,7 +97,7 @@ def make_sound(folder: Path) -> None:
              'volumes_ml': {'WT': 1.5}, 'intervals_ml': {'WT': [1.0, None]},
              'model': {'checkpoints': ['model.ckpt'], 'weights_sha256': 'c' * 64, 'windows': 'Windows()', 'postprocess': 'Postprocess()',
                        'trained_on': [{'split_sha256': 'd' * 64, 'fold': 0}], 'calibration': learnt}}
-    (pred / 'manifest.json').write_text(json.dumps({'cases': {'A': entry, 'B': entry}}))
+    (pred / 'manifest.json').write_text(json.dumps({'cases': {'A': entry, 'B': {**entry, 'output': 'B.nii', 'sha256': {'B.nii': 'e' * 64}}}}))
     (folder / 'settings').mkdir()
     (folder / 'settings' / 'model_config.yaml').write_text(yaml.safe_dump(SETTINGS))
     (folder / 'words.json').write_text('[]')
