@@ -69,7 +69,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:  # on the CPU
     "The content of a checkpoint: tensors and plain values only."
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor is a name that no file can have
         raise InputError(f'{path}: no such checkpoint')
     if path.suffix == '.json':
         raise InputError(f'{path}: found a .json file, such as that of an ensemble; expected one checkpoint, such as a member of it')
@@ -422,7 +422,7 @@ def read_ensemble(
 
 
 class _Members(TypedDict):
-    members: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=100)]
+    members: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1000)]], Meta(min_length=1, max_length=100)]
 
 
 class _Ensemble(_Members, total=False):
@@ -447,7 +447,7 @@ def find_model(
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     "Weights and description of a file of either kind."
-    if path.suffix == '.safetensors' and path.is_file():
+    if path.suffix == '.safetensors' and os.path.isfile(path):
         return read_export(path)
     return _read_checkpoint(path)[:2]
 
