@@ -12,8 +12,8 @@ import json
 import warnings
 from pathlib import Path
 
-from neuroseg3d.studies.cases import exchanged, read_case
 from neuroseg3d.core import MODALITIES, InputError
+from neuroseg3d.studies.cases import exchanged, read_case
 from neuroseg3d.studies.layouts import find_cases
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'checks.json'

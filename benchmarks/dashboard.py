@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neuroseg3d.review.dashboard import Cohort, Dashboard, Scene, entropy_bits
 from neuroseg3d.phantom.cohort import write_cohort
+from neuroseg3d.review.dashboard import Cohort, Dashboard, Scene, entropy_bits
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'dashboard.json'
 

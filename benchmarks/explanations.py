@@ -21,12 +21,13 @@ RESULT = Path(__file__).resolve().parent / 'results' / 'explanations.json'
 def measure(method: str, queue) -> None:
     "Seconds and peak memory of one method, in a fresh process."
     import torch
+
+    from neuroseg3d.evaluation.attribution import ask, explain_case
     from neuroseg3d.networks.checkpoint import Model
-    from neuroseg3d.phantom.cohort import make_phantom
-    from neuroseg3d.studies.preprocess import Space, to_model_space
     from neuroseg3d.networks.unet import UNet, UNetConfig
     from neuroseg3d.networks.windows import Windows
-    from neuroseg3d.evaluation.attribution import ask, explain_case
+    from neuroseg3d.phantom.cohort import make_phantom
+    from neuroseg3d.studies.preprocess import Space, to_model_space
     torch.manual_seed(0)
     network = UNet(UNetConfig(preset='tiny')).eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
     model = Model([network], Space(), Windows(overlap=0.25), 'regions', [{}], [])

@@ -22,11 +22,11 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import MODALITIES, Case, Geometry
+from neuroseg3d.phantom.cohort import make_phantom
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.identity import SAME_EXAM, SAME_HEAD, Identity, as_text, identify, likeness, thumbnails
 from neuroseg3d.studies.layouts import Study, find_cases
-from neuroseg3d.phantom.cohort import make_phantom
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 SCHEMAS = {'glioma42': 'brats2017'}  # whose BraTS-Africa labels were written with the ids of 2017

@@ -67,8 +67,19 @@ def recipe(ckpt: str, files: list[str], output: Path) -> dict:
     "What a user of MONAI writes after its tutorials."
     import torch
     from monai.inferers import sliding_window_inference
-    from monai.transforms import (Activationsd, AsDiscreted, Compose, EnsureChannelFirstd, Invertd, LoadImaged,
-                                  NormalizeIntensityd, Orientationd, SaveImaged, Spacingd)
+    from monai.transforms import (
+        Activationsd,
+        AsDiscreted,
+        Compose,
+        EnsureChannelFirstd,
+        Invertd,
+        LoadImaged,
+        NormalizeIntensityd,
+        Orientationd,
+        SaveImaged,
+        Spacingd,
+    )
+
     from neuroseg3d.networks.checkpoint import load_model
     model = load_model(ckpt)
     network = model.networks[0].to(memory_format=torch.contiguous_format).eval()
@@ -92,8 +103,8 @@ def ours(ckpt: str, source: list[str], output: Path, step: str, variant: str) ->
     "The same by this library."
     from dataclasses import replace
     leave_out(step)
-    from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.inference.predict import fast_model, infer_file
+    from neuroseg3d.networks.checkpoint import load_model
     model = load_model(ckpt)
     change = {'without 16 bits': {'precision': '32'}, 'with two windows at a time': {'batch': 2},
               'with an overlap of 0.75': {'overlap': 0.75}}.get(step, {})
@@ -113,7 +124,8 @@ def leave_out(step: str) -> None:
 
     from neuroseg3d import core
     from neuroseg3d.inference import postprocess
-    from neuroseg3d.studies import cases, nifti, preprocess as transforms
+    from neuroseg3d.studies import cases, nifti
+    from neuroseg3d.studies import preprocess as transforms
     if step == 'without the brain box':
         within = transforms.brain_box  # masks on the way back keep their box
         transforms.brain_box = lambda image, margin=(0, 0, 0): (within(image, margin) if image.dtype == bool and len(image) == 3 else
@@ -137,8 +149,7 @@ def leave_out(step: str) -> None:
         nifti.save_atomically = lambda image, path: (path.parent.mkdir(parents=True, exist_ok=True), nib.save(image, path), path)[2]
     if step == 'importing plots and SciPy too':
         import matplotlib.pyplot  # noqa: F401
-        import scipy.ndimage  # noqa: F401
-        import scipy.optimize  # noqa: F401
+        from scipy import ndimage, optimize  # noqa: F401
     if step == 'importing MONAI and Lightning too':
         import monai.transforms  # noqa: F401
         import pytorch_lightning  # noqa: F401

@@ -35,8 +35,8 @@ import torch  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from neuroseg3d.core import REGIONS, labels_to_regions, regions_to_labels  # noqa: E402
-from neuroseg3d.studies.layouts import find_cases  # noqa: E402
 from neuroseg3d.evaluation.metrics import lesion_scores, score_case, surface_dice, surfel_hausdorff_mm  # noqa: E402
+from neuroseg3d.studies.layouts import find_cases  # noqa: E402
 from neuroseg3d.studies.nifti import read_label  # noqa: E402
 
 TOLERANCE_MM = 1.0

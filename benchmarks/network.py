@@ -40,9 +40,9 @@ with warnings.catch_warnings():
     from monai.networks.nets import DynUNet
 
 from neuroseg3d.networks.losses import SegmentationLoss
-from neuroseg3d.training.task import Optim, choose_precision, cpu_has_bf16, parameter_groups
 from neuroseg3d.networks.unet import InstanceNorm, UNet, UNetConfig, from_dynunet
 from neuroseg3d.networks.windows import is_out_of_memory
+from neuroseg3d.training.task import Optim, choose_precision, cpu_has_bf16, parameter_groups
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 LAYOUTS = {'channels_last': torch.channels_last_3d, 'contiguous': torch.contiguous_format}

@@ -20,25 +20,25 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import ndimage, stats
+from starter import settings_of
+from starter49 import HERE, SEED, all_studies, folds, healthy_phantom, network_folder
 
-from neuroseg3d.inference.calibration import Calibration, Validation, calibrate, doubtful_ml, volume_interval
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model, load_checkpoint, load_model
 from neuroseg3d.core import MODALITIES, REGIONS, Case, Geometry, labels_to_regions
-from neuroseg3d.inference.predict import label_by_rules, masks_by_rules, rules_of
-from neuroseg3d.networks.losses import get_targets, to_regions
 from neuroseg3d.evaluation.metrics import score_case
-from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.evaluation.uncertainty import expected_dice, near_tumour, score_doubt
+from neuroseg3d.inference.calibration import Calibration, Validation, calibrate, doubtful_ml, volume_interval
+from neuroseg3d.inference.postprocess import Postprocess, drop_small
+from neuroseg3d.inference.predict import label_by_rules, masks_by_rules, rules_of
+from neuroseg3d.networks.checkpoint import Model, load_checkpoint, load_model
+from neuroseg3d.networks.losses import get_targets, to_regions
+from neuroseg3d.networks.windows import predict_probabilities
 from neuroseg3d.phantom.anatomy import case_seed
 from neuroseg3d.phantom.cohort import GENERATOR
 from neuroseg3d.phantom.tumours import Population
-from neuroseg3d.inference.postprocess import Postprocess, drop_small
-from neuroseg3d.studies.split import patient_of
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.preprocess import ModelCase, Space, to_model_space
-from neuroseg3d.evaluation.uncertainty import expected_dice, near_tumour, score_doubt
-from neuroseg3d.networks.windows import predict_probabilities
-from starter import settings_of
-from starter49 import HERE, SEED, all_studies, folds, healthy_phantom, network_folder
+from neuroseg3d.studies.split import patient_of
 
 RESULTS = HERE / 'results' / 'starter49.json'
 PLAIN = Postprocess()
@@ -154,7 +154,7 @@ def predict_all(out: Path, shared: Path, settings: dict) -> None:
     for fold, names in enumerate(dealt):
         for number, name in enumerate(names):
             wanted = {'before': ('',), f'fold{fold}': ('', *MODALITIES)}
-            wanted |= {tag: ('',) for tag in (seen_by(fold, number, settings), 'shipped')}
+            wanted |= dict.fromkeys((seen_by(fold, number, settings), 'shipped'), ('',))
             todo = {tag: v for tag, v in wanted.items() if tag in models and not all(kept(folder / tag, name, m).is_file() for m in v)}
             seen = exam(out, name, space, lambda: read_case(studies[name])).seen if todo else None
             for tag, variants in todo.items():

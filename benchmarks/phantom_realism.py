@@ -16,10 +16,10 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import MODALITIES, REGIONS, Case, InputError
-from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.phantom.cohort import best_threshold_dice, label_contrast, make_phantom
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
 
 
 def real_cases(folder: Path) -> list[Case]:

@@ -24,15 +24,15 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from neuroseg3d.review.casepage import CaseResult, ModelCard, ReportOptions, _mesh, write_case
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.core import Case
 from neuroseg3d.evaluation.metrics import score_case
-from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.phantom.cohort import make_phantom
-from neuroseg3d.review.report import _with_model
 from neuroseg3d.evaluation.uncertainty import assess_case
+from neuroseg3d.networks.checkpoint import Model, load_model
+from neuroseg3d.phantom.cohort import make_phantom
+from neuroseg3d.review.casepage import CaseResult, ModelCard, ReportOptions, _mesh, write_case
+from neuroseg3d.review.report import _with_model
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.nifti import write_label
 
 RESULT = Path(__file__).resolve().parent / 'results' / 'report.json'
 LARGE_SHAPE, LARGE_MM = (512, 512, 300), (0.5, 0.5, 0.6)

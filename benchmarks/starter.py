@@ -41,24 +41,24 @@ import yaml
 from matplotlib.colors import to_rgba
 from scipy.ndimage import find_objects
 
-from neuroseg3d.inference.calibration import Validation, calibrate, reliability
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model, averaged_weights, description, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build, to_dict
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
-from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, plan_machine, store_case, tumour_voxels
-from neuroseg3d.inference.predict import predict_case
-from neuroseg3d.studies.layouts import Study, find_cases
 from neuroseg3d.evaluation.metrics import overlap
+from neuroseg3d.evaluation.uncertainty import score_doubt, validation_case
+from neuroseg3d.inference.calibration import Validation, calibrate, reliability
+from neuroseg3d.inference.postprocess import Held, Postprocess, mean_dice, search_rules
+from neuroseg3d.inference.predict import predict_case
+from neuroseg3d.networks.checkpoint import Model, averaged_weights, description, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.phantom.anatomy import case_seed
 from neuroseg3d.phantom.cohort import GENERATOR, make_exams, make_phantom
 from neuroseg3d.phantom.tumours import Population
-from neuroseg3d.inference.postprocess import Held, Postprocess, mean_dice, search_rules
+from neuroseg3d.plots.palette import LABEL_PALETTE
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import Study, find_cases
+from neuroseg3d.studies.preprocess import Space, to_model_space
+from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StepSampler, StoredCase, make_loader, plan_machine, store_case, tumour_voxels
 from neuroseg3d.training.resume import CheckpointFolder, check_same_run, resume_point
 from neuroseg3d.training.task import Config, RunData, SegmentationTask, make_trainer
-from neuroseg3d.studies.preprocess import Space, to_model_space
-from neuroseg3d.evaluation.uncertainty import score_doubt, validation_case
-from neuroseg3d.plots.palette import LABEL_PALETTE
 
 matplotlib.use('Agg')
 

@@ -20,21 +20,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import ndimage
+from starter import StarterData, config_of, mean_of, mirrored, settings_of, train
+from starter_card import write_card
 
-from neuroseg3d.networks.checkpoint import KEY, STARTER, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, REGIONS, Case
-from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
-from neuroseg3d.studies.layouts import Study, find_cases
+from neuroseg3d.networks.checkpoint import KEY, STARTER, description, export_model, load_checkpoint, load_model, save_checkpoint
 from neuroseg3d.phantom.anatomy import case_seed, draw_head, healthy_anatomy, smooth_field, stream
 from neuroseg3d.phantom.cohort import GENERATOR, box_axes, brain_box, make_phantom, phantom_geometry
 from neuroseg3d.phantom.scanners import acquire, left_by_stripping, paint, soft, to_scanner_units
 from neuroseg3d.phantom.tumours import Population
-from neuroseg3d.studies.split import file_digest, make_split, save_split
-from neuroseg3d.training.task import Config
+from neuroseg3d.studies.layouts import Study, find_cases
 from neuroseg3d.studies.preprocess import Space, to_model_space
-from starter import StarterData, config_of, mean_of, mirrored, settings_of, train
-from starter_card import write_card
+from neuroseg3d.studies.split import file_digest, make_split, save_split
+from neuroseg3d.training.data import MemoryCase, PatchDataset, Prepare, StoredCase, plan_machine, store_case, tumour_voxels
+from neuroseg3d.training.task import Config
 
 HERE = Path(__file__).resolve().parent
 SEED = 49  # of the stream

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from neuroseg3d.networks.checkpoint import STARTER
 from neuroseg3d.core import REGIONS
+from neuroseg3d.networks.checkpoint import STARTER
 from neuroseg3d.studies.split import load_split
 
 HERE = Path(__file__).resolve().parent

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.core import MODALITIES, REGIONS, Case, labels_to_regions
 from neuroseg3d.inference.predict import predict_case
-from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.networks.models import resolve_models
-from neuroseg3d.phantom.cohort import make_phantom
 from neuroseg3d.networks.windows import FLIPS, fast_windows
+from neuroseg3d.phantom.cohort import make_phantom
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 FIRST_SEED = 200_000

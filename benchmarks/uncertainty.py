@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from neuroseg3d.networks.checkpoint import load_model
 from neuroseg3d.core import REGIONS, labels_to_regions
+from neuroseg3d.evaluation.uncertainty import assess_case, coin_entropy, near_tumour, qu_brats, score_doubt, validation_case
 from neuroseg3d.inference.calibration import SCALE_FLOOR_ML, calibrate, conformal_quantile, doubtful_ml, reliability, volume_scores
+from neuroseg3d.networks.checkpoint import load_model
 from neuroseg3d.networks.models import resolve_model
 from neuroseg3d.phantom.cohort import make_phantom
-from neuroseg3d.studies.split import file_digest
 from neuroseg3d.studies.preprocess import to_native
-from neuroseg3d.evaluation.uncertainty import assess_case, coin_entropy, near_tumour, qu_brats, score_doubt, validation_case
+from neuroseg3d.studies.split import file_digest
 
 warnings.filterwarnings('ignore', category=FutureWarning, module='monai')
 

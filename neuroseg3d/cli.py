@@ -187,10 +187,10 @@ def _train_folds(args, config) -> int:
 
 # %% ../nbs/89_cli.ipynb #6807c28a
 def _infer(args, overrides) -> int:
-    from neuroseg3d.networks.checkpoint import load_model
-    from neuroseg3d.studies.schemas import get_schema
     from neuroseg3d.inference.predict import choose_device, infer_cohort, infer_file, note_prediction
+    from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.networks.models import resolve_models
+    from neuroseg3d.studies.schemas import get_schema
     from neuroseg3d.system.processes import launched, run_together
     if args.schema:
         get_schema(args.schema)
@@ -255,9 +255,9 @@ def _mirrored(model, flips):
 
 
 def _ensemble(args, overrides) -> int:
-    from neuroseg3d.training.crossval import score_ensemble
     from neuroseg3d.inference.predict import choose_device
     from neuroseg3d.system.processes import launched, run_together
+    from neuroseg3d.training.crossval import score_ensemble
     choose_device(args.device)
     processes = _processes(args.devices)
     if processes > 1 and not launched().launcher:
@@ -267,9 +267,9 @@ def _ensemble(args, overrides) -> int:
 
 
 def _postprocess(args, overrides) -> int:
+    from neuroseg3d.inference.predict import check_makers, store_rules, tune_rules
     from neuroseg3d.networks.checkpoint import find_model
     from neuroseg3d.system.folders import check_folder
-    from neuroseg3d.inference.predict import check_makers, store_rules, tune_rules
     for path in args.ckpt_path or ():
         check_folder(find_model(path).parent, '--ckpt_path')  # where the rules are going to be stored
     if args.ckpt_path:
@@ -335,7 +335,17 @@ def _windows(stored, config_dir, overrides):
 
 # %% ../nbs/89_cli.ipynb #6d68eacc
 def _evaluate(args, overrides) -> int:
-    from neuroseg3d.evaluation.evaluate import SCORES, check_pairs, compare, comparison_table, evaluate, find_labels, pair_labels, scores, summary_table
+    from neuroseg3d.evaluation.evaluate import (
+        SCORES,
+        check_pairs,
+        compare,
+        comparison_table,
+        evaluate,
+        find_labels,
+        pair_labels,
+        scores,
+        summary_table,
+    )
     options = {'pred_schema': args.pred_schema, 'ref_schema': args.ref_schema, 'empty': args.empty, 'split': args.split,
                'fold': args.fold, 'allow_training': args.allow_training, 'over_brain': args.over_brain, 'allow_unpaired': args.allow_unpaired,
                'channels': args.channels}
@@ -355,11 +365,11 @@ def _evaluate(args, overrides) -> int:
 
 
 def _calibrate(args, overrides) -> int:
-    from neuroseg3d.inference.calibration import calibrated_checkpoints
     from neuroseg3d.core import REGIONS
-    from neuroseg3d.system.folders import check_folder
     from neuroseg3d.evaluation.uncertainty import calibrate_model
+    from neuroseg3d.inference.calibration import calibrated_checkpoints
     from neuroseg3d.networks.windows import FLIPS
+    from neuroseg3d.system.folders import check_folder
     paths = calibrated_checkpoints(args.ckpt_path)
     check_folder(paths[0].parent, '--ckpt_path')  # where the result is going to be stored
     flips = None if not args.tta else FLIPS if 'all' in args.tta else tuple(args.tta)
@@ -376,9 +386,9 @@ def _calibrate(args, overrides) -> int:
 
 
 def _report(args, overrides) -> int:
-    from neuroseg3d.review.casepage import command_line
     from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.networks.models import resolve_models
+    from neuroseg3d.review.casepage import command_line
     from neuroseg3d.review.report import report_cohort
     model = load_model(resolve_models(args.ckpt_path)) if args.ckpt_path else None
     if args.tta:
@@ -396,11 +406,11 @@ def _explain(args, overrides) -> int:
 
     from tqdm import tqdm
 
-    from neuroseg3d.networks.checkpoint import load_model
-    from neuroseg3d.system.failures import check_some_worked, failing_alone
-    from neuroseg3d.inference.predict import choose_device
-    from neuroseg3d.networks.models import resolve_models
     from neuroseg3d.evaluation.attribution import check_explanations, explain_file
+    from neuroseg3d.inference.predict import choose_device
+    from neuroseg3d.networks.checkpoint import load_model
+    from neuroseg3d.networks.models import resolve_models
+    from neuroseg3d.system.failures import check_some_worked, failing_alone
     warnings.filterwarnings('ignore', message='.*(random weights is much the same|map is empty)')  # said below
     studies = find_inputs(args.input_image, args.allow_missing, args.channels, print)
     for study in studies:

@@ -112,11 +112,11 @@ class Geometry:
             codes[voxel] = ('LR', 'PA', 'IS')[world][int(cosines[world, voxel] > 0)]
         return ''.join(codes)
 
-    def same_grid(self, other: 'Geometry', tolerance_mm: float = 1e-3) -> bool:
+    def same_grid(self, other: Geometry, tolerance_mm: float = 1e-3) -> bool:
         "Whether two grids have the same shape and every corner within `tolerance_mm`."
         return self.shape == other.shape and self.distance_mm(other) <= tolerance_mm
 
-    def distance_mm(self, other: 'Geometry') -> float:
+    def distance_mm(self, other: Geometry) -> float:
         "Largest distance in mm between the places that the two affines give a corner of this grid."
         corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing='ij')).reshape(3, -1)
         gap = (self.affine - other.affine) @ np.vstack([corners, np.ones(corners.shape[1])])
@@ -153,7 +153,7 @@ class Case:
     geometry: Geometry
     label: np.ndarray | None = None  # canonical ids, uint8 (X, Y, Z)
     schema: str | None = None  # schema of the files it came from, where known
-    header: 'nib.Nifti1Header | None' = None  # NIfTI header of the (first) image file, for writing back
+    header: nib.Nifti1Header | None = None  # NIfTI header of the (first) image file, for writing back
     sources: dict[str, str] = field(default_factory=dict)  # modality or 'label' -> file
     modalities: tuple[str, ...] = MODALITIES
     scan: Geometry | None = None  # the grid of its files; that of the case, unless the case holds only a box of it

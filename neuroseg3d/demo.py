@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from .networks.checkpoint import load_model
 from .config import build
 from .core import InputError
 from .evaluation.evaluate import evaluate, summary_table
 from .inference.predict import infer_cohort
-from .studies.layouts import find_cases
+from .networks.checkpoint import load_model
 from .phantom.cohort import write_cohort
 from .review.report import report_cohort
+from .studies.layouts import find_cases
 from .training.task import Config, cpu_has_bf16, fit
 
 # %% auto #0

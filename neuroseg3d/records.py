@@ -313,7 +313,7 @@ def parse_yaml(
     if len(text) > LARGEST_YAML:
         raise InputError(f'{where}: found {len(text):,} characters, expected YAML of at most {LARGEST_YAML:,}')
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f'{where}: not valid YAML: {" ".join(str(error).split())}') from None
     except Exception as error:  # the parser fails in many ways on odd numbers, dates and tags

@@ -55,11 +55,11 @@ def ball_model(path: Path, **about) -> Path:
     "A checkpoint of a network with random weights, for balls of 6 mm."
     import torch
 
-    from neuroseg3d.networks.checkpoint import KEY, describe, save_checkpoint
     from neuroseg3d.config import to_dict
-    from neuroseg3d.studies.preprocess import Space
+    from neuroseg3d.networks.checkpoint import KEY, describe, save_checkpoint
     from neuroseg3d.networks.unet import UNet, UNetConfig
     from neuroseg3d.networks.windows import Windows
+    from neuroseg3d.studies.preprocess import Space
     settings = UNetConfig(preset='tiny', filters=(4, 8), strides=(1, 2))
     config = {'model': to_dict(settings), 'space': to_dict(Space((SPACING_MM,) * 3)), 'infer': to_dict(Windows((32, 32, 32))),
               'loss': {'targets': 'regions'}, 'optim': {'ema_decay': 0.0}}

@@ -33,7 +33,7 @@ class Visit:
 class Browser:
     "One browser process with one tab."
 
-    def __enter__(self) -> 'Browser':
+    def __enter__(self) -> Browser:
         self.profile = tempfile.TemporaryDirectory(prefix='chromium-', ignore_cleanup_errors=True)
         to_read, self.send = os.pipe()
         self.receive, to_write = os.pipe()

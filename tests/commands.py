@@ -105,7 +105,7 @@ def _serve_an_archive() -> None:
     server = HTTPServer(('127.0.0.1', 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for function in (download.download, download.fetch):
-        names = [n for n in function.__code__.co_varnames]
+        names = function.__code__.co_varnames
         function.__defaults__ = tuple({'url': f'http://127.0.0.1:{server.server_port}/a.tar', 'md5': hashlib.md5(packed.getvalue()).hexdigest()}.get(n, d)
                                       for n, d in zip(names[function.__code__.co_argcount - len(function.__defaults__ or ()):], function.__defaults__ or ()))
 

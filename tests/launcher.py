@@ -15,10 +15,10 @@ import torch
 
 torch.set_num_threads(1)
 
-import neuroseg3d.networks.checkpoint as checkpoint
-import neuroseg3d.training.tracking as tracking
-import neuroseg3d.training.task as train
-from neuroseg3d.cli import main
+import neuroseg3d.networks.checkpoint as checkpoint  # noqa: E402
+import neuroseg3d.training.task as train  # noqa: E402
+import neuroseg3d.training.tracking as tracking  # noqa: E402
+from neuroseg3d.cli import main  # noqa: E402
 
 
 def counted(function, n: int, before):

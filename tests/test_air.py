@@ -10,14 +10,14 @@ import torch
 from balls import ball_case, ball_cohort, state_order
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import KEY, Model, load_model, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError
 from neuroseg3d.inference.predict import predict_case
-from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.networks.checkpoint import KEY, Model, load_model, save_checkpoint
 from neuroseg3d.networks.unet import UNet, UNetConfig
 from neuroseg3d.networks.windows import Windows
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.preprocess import Space
 
 
 def scan_file(folder: Path, code: str) -> Path:

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.studies.brain import alignment_flags
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.cli import main
 from neuroseg3d.core import Case, Geometry, InputError
+from neuroseg3d.studies.brain import alignment_flags
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.preprocess import Space, to_model_space
 
 SHAPE, AFFINE = (32, 38, 30), np.diag([-5.0, -5.0, 5.0, 1.0])

@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 from balls import ball_case
 
-from neuroseg3d.evaluation import attribution as xai, evaluate
+from neuroseg3d.cli import main
+from neuroseg3d.core import InputError
+from neuroseg3d.evaluation import attribution as xai
+from neuroseg3d.evaluation import evaluate
+from neuroseg3d.inference.guard import studies_not_trained_on
+from neuroseg3d.networks.checkpoint import Model
+from neuroseg3d.networks.unet import UNet, UNetConfig
+from neuroseg3d.networks.windows import Windows
 from neuroseg3d.review import report
 from neuroseg3d.studies import cases
 from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model
-from neuroseg3d.cli import main
-from neuroseg3d.core import InputError
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.inference.guard import studies_not_trained_on
-from neuroseg3d.studies.split import make_split, save_split
 from neuroseg3d.studies.preprocess import Space
-from neuroseg3d.networks.unet import UNet, UNetConfig
-from neuroseg3d.networks.windows import Windows
+from neuroseg3d.studies.split import make_split, save_split
 
 AFFINE = np.diag([6.0, 6, 6, 1])
 AMBIGUOUS = r'C_seg.nii.gz: ambiguous label schema: ids 0, 1, 2, 3 fit msd, brats2023, brats-peds and brats2013; name the schema'

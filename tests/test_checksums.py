@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_schemas import write_study
 
-from neuroseg3d.networks.checkpoint import KEY, STARTER, export_model, load_checkpoint, load_model, read_export, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError
-from neuroseg3d.training.data import DiskCases, Prepare, StoredCase
+from neuroseg3d.networks.checkpoint import KEY, STARTER, export_model, load_checkpoint, load_model, read_export, save_checkpoint
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.training.data import DiskCases, Prepare, StoredCase
 
 
 def flip(path, bit):
@@ -88,7 +88,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, value):
 @pytest.mark.contract('warned', 'models', 'a cached case in which one bit has changed', 'made again')
 def test_a_cached_case_that_lost_a_bit_is_made_again_and_said(tmp_path):
     write_study(tmp_path / 'data', 'BraTS-GLI-00001-000', {1: 30, 2: 20, 3: 10})
-    cases = lambda: DiskCases(find_cases(tmp_path / 'data'), Prepare(Space()), tmp_path / 'cache')  # noqa: E731
+    cases = lambda: DiskCases(find_cases(tmp_path / 'data'), Prepare(Space()), tmp_path / 'cache')
     first = cases()[0].cut((0, 0, 0), (5, 5, 5))
     path, = (tmp_path / 'cache').glob('*.safetensors')
     whole = path.read_bytes()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_schemas import write_study
 
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.cli import main
-from neuroseg3d.delivery.convert import LAYOUTS, convert_cohort
 from neuroseg3d.core import MODALITIES, InputError
+from neuroseg3d.delivery.convert import LAYOUTS, convert_cohort
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases
 
 OBLIQUE = np.array([[0, -1.1, 0, 3], [0.72, 0, -1.5, -7], [0.54, 0, 2, 4], [0, 0, 0, 1.0]])

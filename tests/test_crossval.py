@@ -12,12 +12,12 @@ import pytest
 import torch
 from balls import ball_cohort
 
-from neuroseg3d.inference.calibration import stored_calibration
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import load_model
 from neuroseg3d.cli import main
 from neuroseg3d.core import labels_to_regions
+from neuroseg3d.inference.calibration import stored_calibration
 from neuroseg3d.inference.predict import predict_case
+from neuroseg3d.networks.checkpoint import load_model
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases
 
 TRAIN = ['train', '--data.root', 'cohort', '--data.n_folds', '2', '--data.patch_size', '16', '--data.loader', 'none',

@@ -15,15 +15,16 @@ import pytest
 import torch
 from browser import Browser, describe, find_chromium
 
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import KEY, describe as describe_model, save_checkpoint
 from neuroseg3d.config import build, to_dict
+from neuroseg3d.networks.checkpoint import KEY, save_checkpoint
+from neuroseg3d.networks.checkpoint import describe as describe_model
+from neuroseg3d.networks.unet import UNet
+from neuroseg3d.phantom.cohort import write_cohort
 from neuroseg3d.review.dashboard import dashboard
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.phantom.cohort import write_cohort
 from neuroseg3d.training.task import Config
-from neuroseg3d.networks.unet import UNet
 
 SHOTS = os.environ.get('NEUROSEG3D_SCREENSHOTS')  # a folder that gets what the test saw
 

@@ -14,14 +14,13 @@ from balls import ball_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroseg3d.training.augment import Augment
 from neuroseg3d.core import MODALITIES, InputError
-from neuroseg3d.training.data import (Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader,
-                             plan_machine)
 from neuroseg3d.studies.identity import patient_of
 from neuroseg3d.studies.layouts import Study, find_cases
-from neuroseg3d.studies.split import load_split, make_split, save_split
 from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.studies.split import load_split, make_split, save_split
+from neuroseg3d.training.augment import Augment
+from neuroseg3d.training.data import Data, Machine, PatchDataset, Prepare, SegmentationData, StepSampler, cached_cases, make_loader, plan_machine
 
 STRONG = Augment(rotation_p=0.5, scaling_p=0.5, noise_p=0.5, blur_p=0.5, brightness_p=0.5, contrast_p=0.5,
                  low_resolution_p=0.5, gamma_p=0.5, gamma_inverted_p=0.5, modality_dropout_p=0.3)
@@ -140,7 +139,7 @@ def test_labels_stay_on_the_image(cases):
        seed=st.integers(0, 99))
 def test_no_patient_is_in_two_folds(tmp_path_factory, n, visits, folds, seed):
     file = tmp_path_factory.getbasetemp() / 'empty.nii.gz'
-    studies = [Study(f'BraTS-GLI-{p:05d}-{v:03d}', 'brats2023', {m: file for m in MODALITIES}) for p in range(n)
+    studies = [Study(f'BraTS-GLI-{p:05d}-{v:03d}', 'brats2023', dict.fromkeys(MODALITIES, file)) for p in range(n)
                for v in range(visits[p])]
     with pytest.MonkeyPatch.context() as patch:  # by name alone: nothing is known of their voxels
         patch.setattr('neuroseg3d.studies.split._look_at_all', lambda studies, progress: {s.id: {'files': {}, 'identity': {'voxels': {}, 'thumbnails': {}}} for s in studies})

@@ -118,10 +118,10 @@ def test_where_all_fail_it_is_an_error(tmp_path, capsys):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_a_network_that_says_nan_is_an_error_and_no_mask(tmp_path, capsys, value):
-    from neuroseg3d.studies.cases import read_case
-    from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.core import InputError
     from neuroseg3d.inference.predict import predict_case
+    from neuroseg3d.networks.checkpoint import load_model
+    from neuroseg3d.studies.cases import read_case
     cohort, model = write_cohort(tmp_path / 'cohort', ['A']), load_model()
     list(model.networks[0].parameters())[-1].data.view(-1)[0] = value
     with pytest.raises(InputError, match='case A, model .*starter.safetensors: found .* logits that are NaN or infinite'):
@@ -154,8 +154,8 @@ def test_windows_that_would_take_days_are_refused_at_once():
 def test_voxels_too_small_for_memory_are_refused_with_numbers(tmp_path):
     from dataclasses import replace
 
-    from neuroseg3d.studies.cases import read_case
     from neuroseg3d.core import InputError
+    from neuroseg3d.studies.cases import read_case
     from neuroseg3d.studies.preprocess import Space, to_model_space
     cohort = write_cohort(tmp_path / 'cohort', ['A'])
     case = read_case(cohort / 'imagesTr' / 'A.nii.gz')

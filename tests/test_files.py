@@ -17,26 +17,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from balls import state_order
 from test_inference import model
 
-from balls import state_order
-
 from neuroseg3d import cli
-from neuroseg3d.review.casepage import write_page
-from neuroseg3d.networks.checkpoint import export_model, load_checkpoint, save_checkpoint, write_ensemble
 from neuroseg3d.core import Case, Geometry, InputError
+from neuroseg3d.evaluation.attribution import check_explanations
 from neuroseg3d.evaluation.eda import write_eda
 from neuroseg3d.evaluation.evaluate import evaluate, write_metrics
-from neuroseg3d.system.files import as_path, filled, second_name, sweep, write_bytes, write_json, write_table
-from neuroseg3d.system.folders import LOCK, FolderLock, Results, check_folder
 from neuroseg3d.inference.predict import _Manifest, infer_cohort, infer_file, predictions
+from neuroseg3d.networks.checkpoint import export_model, load_checkpoint, save_checkpoint, write_ensemble
+from neuroseg3d.review.casepage import write_page
+from neuroseg3d.review.report import check_pages
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.review.report import check_pages
+from neuroseg3d.system.files import as_path, filled, second_name, sweep, write_bytes, write_json, write_table
+from neuroseg3d.system.folders import LOCK, FolderLock, Results, check_folder
+from neuroseg3d.training.data import Data
 from neuroseg3d.training.resume import Interrupted, StopSignals
 from neuroseg3d.training.task import Config, TrainerConfig, _check_free, run_results
-from neuroseg3d.training.data import Data
-from neuroseg3d.evaluation.attribution import check_explanations
 
 
 def names(folder: Path) -> list[str]:
@@ -308,8 +307,8 @@ def test_reports_and_explanations_replace_no_file_of_the_users(cohort, tmp_path)
     for name in ('index.html', 'cases/A.html', 'A_WT.json', 'A_WT_shapley.nii.gz', 'A_WT_sequences.png'):
         out = tmp_path / name.replace('/', '_')
         write_bytes(out / name, b'mine')
-        check = (lambda: check_pages(out / 'index.html', ['A', 'B'])) if name.endswith('html') else lambda: check_explanations(  # noqa: B023
-            out, find_cases(cohort)[0], 'WT', ['shapley'])  # noqa: B023
+        check = (lambda: check_pages(out / 'index.html', ['A', 'B'])) if name.endswith('html') else lambda: check_explanations(
+            out, find_cases(cohort)[0], 'WT', ['shapley'])
         assert f'{name}: is there already' in refusal(check) and content(out) == {name: b'mine'}
     write_page('first', tmp_path / 'pages' / 'index.html')
     write_page('second', tmp_path / 'pages' / 'index.html')

@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
 from balls import SHAPE, SPACING_MM, ball_case, ball_cohort
+from conftest import ROOT
 from elsewhere import ELSEWHERE, Elsewhere, There
 
-from neuroseg3d.evaluation import attribution as xai
-from neuroseg3d.networks import windows
-from neuroseg3d.training import task as train
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import KEY, Model, export_model, load_checkpoint, load_model
 from neuroseg3d.cli import main
 from neuroseg3d.config import build
 from neuroseg3d.core import MODALITIES, Case, Geometry, labels_to_regions
-from neuroseg3d.inference.predict import choose_device, predict_case, write_extra
-from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.networks.losses import _Summed, get_targets, out_channels
-from neuroseg3d.system.processes import gather
-from neuroseg3d.training.task import Config, SegmentationTask
-from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.evaluation import attribution as xai
 from neuroseg3d.evaluation.uncertainty import assess_case
+from neuroseg3d.inference.predict import choose_device, predict_case, write_extra
+from neuroseg3d.networks import windows
+from neuroseg3d.networks.checkpoint import KEY, Model, export_model, load_checkpoint, load_model
+from neuroseg3d.networks.losses import _Summed, get_targets, out_channels
 from neuroseg3d.networks.unet import UNet, UNetConfig
 from neuroseg3d.networks.windows import Windows, predict_cost, predict_probabilities
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.system.processes import gather
+from neuroseg3d.training import task as train
+from neuroseg3d.training.task import Config, SegmentationTask
 
 NO_GPU = 'no CUDA device here (torch.cuda.is_available() is false): on a machine that has one, `pytest tests/test_gpu.py` runs this'
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)

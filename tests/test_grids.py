@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import InputError
 from neuroseg3d.evaluation.evaluate import evaluate
+from neuroseg3d.studies.cases import read_case
 
 #: An oblique affine, with the decimals that registration leaves.
 AFFINE = np.array([[-0.943217, 0.212344, 0.031249, 91.234561], [0.208701, 0.970127, -0.120339, -126.104951],

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from balls import ball_case
 
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import Case, Geometry, InputError
 from neuroseg3d.evaluation.evaluate import evaluate
-from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.studies.nifti import header_geometry, read_header, read_label, write_label
 from neuroseg3d.plots.meshes import error_paint, mesh_figure
 from neuroseg3d.plots.planes import show_distances
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.nifti import header_geometry, read_header, read_label, write_label
 
 SHAPE = (20, 22, 24)
 TWO, ONE = np.diag([2, 2, 2, 1.0]), np.diag([1, 1, 1, 1.0])

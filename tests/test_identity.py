@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from balls import ball_case, ball_cohort, ball_model
 
-from neuroseg3d.inference.calibration import stored_calibration
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import load_model
 from neuroseg3d.cli import main
 from neuroseg3d.config import build
 from neuroseg3d.core import InputError
-from neuroseg3d.training.crossval import new_studies
 from neuroseg3d.evaluation.evaluate import evaluate
+from neuroseg3d.inference.calibration import stored_calibration
 from neuroseg3d.inference.guard import training_exams, training_of
+from neuroseg3d.networks.checkpoint import load_model
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.identity import SAME_EXAM, identify, likeness, one_patient, patient_of
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.training.resume import load_checkpoint
 from neuroseg3d.studies.split import Split, load_split, make_split, save_split
+from neuroseg3d.training.crossval import new_studies
+from neuroseg3d.training.resume import load_checkpoint
 from neuroseg3d.training.task import Config, fit
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'

@@ -15,22 +15,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from balls import state_order
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from balls import state_order
-
-from neuroseg3d.networks import windows
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
-from neuroseg3d.review.dashboard import Cohort
 from neuroseg3d.inference.predict import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
+from neuroseg3d.networks import windows
+from neuroseg3d.networks.checkpoint import Model, load_model
+from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities
+from neuroseg3d.phantom.cohort import make_phantom
+from neuroseg3d.review.dashboard import Cohort
+from neuroseg3d.review.report import read_results
+from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import store_facts, write_label
-from neuroseg3d.phantom.cohort import make_phantom
-from neuroseg3d.review.report import read_results
 from neuroseg3d.studies.preprocess import Space, to_model_space
-from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities
 
 CODES = [''.join(c) for axes in ('RAS', 'RSA', 'ARS', 'ASR', 'SRA', 'SAR')
          for c in product(*[{'R': 'RL', 'A': 'AP', 'S': 'SI'}[a] for a in axes])]
@@ -184,9 +183,9 @@ def holds_patch(volume: torch.Tensor, patch: torch.Tensor) -> bool:
 def test_training_validation_inference_uncertainty_and_explanation_see_the_same_arrays(phantom, tmp_path):
     "What reaches the network is the same in every room, bit for bit: there is one preprocessing."
     from neuroseg3d.evaluation import attribution as xai
+    from neuroseg3d.evaluation.uncertainty import assess_case, validation_case
     from neuroseg3d.training.augment import Augment
     from neuroseg3d.training.data import Data, SegmentationData
-    from neuroseg3d.evaluation.uncertainty import assess_case, validation_case
     root = cohort_of(phantom, tmp_path / 'cohort')
     case = read_case(find_cases(root)[0])
     whole = replace(model(), windows=Windows(roi_size=(999, 999, 999), precision='32'))

@@ -11,13 +11,13 @@ import pytest
 from balls import ball_case
 from scipy import ndimage
 
-from neuroseg3d.studies.cases import check_cases, check_sequences, read_case
 from neuroseg3d.cli import find_inputs, main
 from neuroseg3d.core import InputError
-from neuroseg3d.training.data import Data, SegmentationData
 from neuroseg3d.evaluation.evaluate import find_labels
-from neuroseg3d.studies.layouts import find_cases, find_study
 from neuroseg3d.phantom.cohort import make_phantom, write_cohort
+from neuroseg3d.studies.cases import check_cases, check_sequences, read_case
+from neuroseg3d.studies.layouts import find_cases, find_study
+from neuroseg3d.training.data import Data, SegmentationData
 
 AFFINE = np.diag([6.0, 6, 6, 1])
 BRATS = ('flair', 't1', 't1ce', 't2')
@@ -103,7 +103,7 @@ def test_one_scan_under_two_names_is_refused(tmp_path):
         read_case(folder)
     path = four(tmp_path / 'all.nii.gz')
     with pytest.raises(InputError, match='4-D file; give it alone, with --channels'):
-        find_study({m: path for m in ORDER})
+        find_study(dict.fromkeys(ORDER, path))
 
 
 @pytest.mark.contract('warned', 'images', 'sequences that look exchanged by their voxels (FLAIR and T2w, T1w and T1gd)', 'the warning names both')

@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from neuroseg3d.networks.checkpoint import STARTER, load_model
 from neuroseg3d.cli import main
 from neuroseg3d.core import MODALITIES, REGIONS, labels_to_regions
-from neuroseg3d.inference.predict import rules_of
 from neuroseg3d.evaluation.metrics import overlap
+from neuroseg3d.inference.predict import rules_of
+from neuroseg3d.networks.checkpoint import STARTER, load_model
 from neuroseg3d.phantom.cohort import make_phantom, write_cohort
 from neuroseg3d.phantom.tumours import Population
 from neuroseg3d.studies.preprocess import Space
@@ -298,8 +298,8 @@ class DiesAt(torch.utils.data.Dataset):
 
 def test_training_cases_of_the_starter_model_are_known():
     "Its split comes with it, so that `evaluate` refuses to score what it was trained on."
-    from neuroseg3d.networks.checkpoint import STARTER
     from neuroseg3d.inference.guard import training_of
+    from neuroseg3d.networks.checkpoint import STARTER
     from neuroseg3d.studies.split import load_split
     facts = json.loads(STARTER.with_suffix('.json').read_text())
     split = load_split(STARTER.with_name('starter_split.json'))

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroseg3d.studies.cases import read_case
 from neuroseg3d.core import InputError, labels_to_regions
-from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.phantom.cohort import best_threshold_dice, label_contrast, make_exams, make_phantom, write_cohort
 from neuroseg3d.phantom.tumours import Population
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
 
 
 def run(root: Path, code: str, **env: str) -> subprocess.CompletedProcess:

@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.evaluation.evaluate import evaluate
 from neuroseg3d.inference.predict import infer_file
+from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.studies.layouts import find_cases, find_study
 
 REAL = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data'
@@ -62,9 +62,9 @@ def test_model_space_is_that_of_monais_own_chain(name, model):
     import torch
     from monai.transforms import Compose, ConcatItemsd, EnsureChannelFirstd, Invertd, LoadImaged
 
-    from neuroseg3d.training.augment import model_space_transforms
     from neuroseg3d.studies.cases import read_case
     from neuroseg3d.studies.preprocess import regions_to_native, to_model_space
+    from neuroseg3d.training.augment import model_space_transforms
     study = next(s for s in studies() if s.id == name)
     files = {path.name: str(path) for path in study.images.values()}
     chain = Compose([LoadImaged(files), EnsureChannelFirstd(files), ConcatItemsd(files, 'image'), *model_space_transforms(model.space).transforms])
@@ -83,8 +83,8 @@ def test_training_sees_what_inference_sees(study, model):
     import torch
 
     from neuroseg3d.studies.cases import read_case
-    from neuroseg3d.training.data import Prepare
     from neuroseg3d.studies.preprocess import to_model_space
+    from neuroseg3d.training.data import Prepare
     there = to_model_space(read_case(study), model.space)
     trained = Prepare(model.space)(study)
     assert torch.equal(trained.image, there.image) and torch.equal(trained.label, there.label)

@@ -23,6 +23,7 @@ NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 PACKAGE = 'neuroseg3d'
 COLAB_CELL = f"""#| hide
 import sys
+
 if 'google.colab' in sys.modules:
     %pip install -q git+https://github.com/{PACKAGE}/{PACKAGE}"""
 PATHS = re.compile(r'(?<![\w.:/])/(?:work|tmp|home|root|Users|content|usr|opt|var)/\w')
@@ -121,7 +122,7 @@ def test_colab_cell_comes_first_and_acts_in_colab_only(path):
     code = next(c['source'] for c in read(path) if c['cell_type'] == 'code')
     assert code.strip() == COLAB_CELL
     plain = code.replace('%pip install', 'raise AssertionError("installed outside Colab") #')
-    exec(compile(plain, path.name, 'exec'), {})  # noqa: S102 - it must do nothing here
+    exec(compile(plain, path.name, 'exec'), {})
 
 
 @each_notebook
@@ -140,7 +141,7 @@ def test_stored_outputs_are_fit_to_publish(path):
 @each_notebook
 def test_exported_cells_have_prose_before_them(path):
     cells, exports = read(path), 0
-    for before, cell in zip(cells, cells[1:]):
+    for cell in cells[1:]:
         directives = re.findall(r'^#\|\s*(.+?)\s*$', cell['source'], flags=re.MULTILINE)
         exports += cell['cell_type'] == 'code' and 'export' in directives
     prose = sum(c['cell_type'] == 'markdown' for c in cells[1:])

@@ -9,17 +9,17 @@ import torch
 from browser import Browser, describe, find_chromium
 from scipy.ndimage import uniform_filter
 
-from neuroseg3d.review.casepage import CaseResult, ReportOptions, write_case
-from neuroseg3d.studies.cases import read_case
-from neuroseg3d.networks.checkpoint import Model
 from neuroseg3d.core import REGIONS, Case, Geometry, labels_to_regions
-from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.evaluation.metrics import score_case
-from neuroseg3d.review.report import _with_model, write_report
-from neuroseg3d.studies.preprocess import Space
 from neuroseg3d.evaluation.uncertainty import assess_case
+from neuroseg3d.networks.checkpoint import Model
 from neuroseg3d.networks.unet import UNet, UNetConfig
 from neuroseg3d.networks.windows import Windows
+from neuroseg3d.review.casepage import CaseResult, ReportOptions, write_case
+from neuroseg3d.review.report import _with_model, write_report
+from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.preprocess import Space
 
 SMALL = ReportOptions(width_in=5, dpi=40, mesh_faces=300, mesh_grid_mm=8)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuroseg3d.evaluation import attribution as xai
-from neuroseg3d.inference.calibration import Calibration
-from neuroseg3d.review.casepage import CaseResult
-from neuroseg3d.networks.checkpoint import Model
 from neuroseg3d.core import Case, Geometry
-from neuroseg3d.inference.predict import predict_case
+from neuroseg3d.evaluation import attribution as xai
 from neuroseg3d.evaluation.metrics import score_case
-from neuroseg3d.studies.preprocess import Space
 from neuroseg3d.evaluation.uncertainty import assess_case
+from neuroseg3d.inference.calibration import Calibration
+from neuroseg3d.inference.predict import predict_case
+from neuroseg3d.networks.checkpoint import Model
 from neuroseg3d.networks.unet import UNet, UNetConfig
 from neuroseg3d.networks.windows import Windows
+from neuroseg3d.review.casepage import CaseResult
+from neuroseg3d.studies.preprocess import Space
 
 
 def objects() -> dict[str, object]:

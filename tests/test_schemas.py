@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.studies.cases import check_case, read_case
 from neuroseg3d.cli import main, make_parser
 from neuroseg3d.core import InputError, Label
+from neuroseg3d.studies.cases import check_case, read_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import read_label, store_facts, stored_facts, write_label
 from neuroseg3d.studies.schemas import COLLECTIONS, NAME_IT, SCHEMAS
@@ -106,7 +106,7 @@ def test_a_cavity_beside_enhancing_tumour_is_background_and_said(tmp_path):
     ('BraTS-SSA-00004-000', (3, 4), 'expected those of BraTS-SSA'),
 ])
 def test_a_four_that_may_be_something_else_is_refused_until_it_is_named(tmp_path, case, ids, meant):
-    write_study(tmp_path, case, {i: 10 for i in ids})
+    write_study(tmp_path, case, dict.fromkeys(ids, 10))
     with pytest.raises(InputError, match=rf'{case}-seg.nii.gz: .*{meant}.*; name the schema .*--ref_schema'):
         read(tmp_path)
     expected = {label: sum(10 for i in ids if SCHEMAS['brats-peds'].labels[i] == label) for label in list(Label)[1:]}

@@ -23,8 +23,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from neuroseg3d.config import build
 from neuroseg3d.core import InputError
-from neuroseg3d.training.tracking import MetricsFile
 from neuroseg3d.training.task import Config, ProgressLines, fit
+from neuroseg3d.training.tracking import MetricsFile
 
 BIN = Path(sys.executable).parent
 SETTINGS = {'data.n_folds': 2, 'data.patch_size': 16, 'data.loader': 'none', 'space.spacing_mm': 6.0, 'model.preset': 'tiny',

@@ -5,13 +5,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.review.casepage import ReportOptions, case_html
-from neuroseg3d.studies.cases import widen
 from neuroseg3d.core import Case, Geometry
+from neuroseg3d.phantom.cohort import make_phantom
+from neuroseg3d.review.casepage import ReportOptions, case_html
+from neuroseg3d.review.report import _row, read_results
+from neuroseg3d.studies.cases import widen
 from neuroseg3d.studies.identity import identify
 from neuroseg3d.studies.nifti import write_label
-from neuroseg3d.phantom.cohort import make_phantom
-from neuroseg3d.review.report import _row, read_results
 
 SMALL = ReportOptions(width_in=4, dpi=40, mesh_faces=300, mesh_grid_mm=8)
 SPACING, SHAPE, NAMES = (2.0, 2.5, 4.0), (130, 104, 60), ('flair', 't1', 't1ce', 't2')

@@ -5,16 +5,16 @@ import pytest
 import torch
 from balls import ball_cohort
 
-from neuroseg3d.inference.calibration import stored_calibration
-from neuroseg3d.networks.checkpoint import KEY, describe, load_model, save_checkpoint
 from neuroseg3d.cli import main
 from neuroseg3d.config import to_dict
 from neuroseg3d.core import REGIONS
-from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.studies.split import make_split, save_split
-from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.inference.calibration import stored_calibration
+from neuroseg3d.networks.checkpoint import KEY, describe, load_model, save_checkpoint
 from neuroseg3d.networks.unet import UNet, UNetConfig
 from neuroseg3d.networks.windows import Windows
+from neuroseg3d.studies.layouts import find_cases
+from neuroseg3d.studies.preprocess import Space
+from neuroseg3d.studies.split import make_split, save_split
 
 
 @pytest.fixture(scope='module')

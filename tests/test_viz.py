@@ -13,8 +13,7 @@ from neuroseg3d.core import Case, Geometry, InputError
 from neuroseg3d.plots.charts import chart
 from neuroseg3d.plots.meshes import error_paint, mesh_figure, mesh_volume_ml, surface_mesh
 from neuroseg3d.plots.palette import PALETTE
-from neuroseg3d.plots.planes import (show_distances, show_errors, show_modalities, show_planes,
-                                     signed_distance_mm)
+from neuroseg3d.plots.planes import show_distances, show_errors, show_modalities, show_planes, signed_distance_mm
 from neuroseg3d.plots.views import PLANES, as_case, cut, largest_slices, make_view, to_ras
 from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases

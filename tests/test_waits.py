@@ -14,11 +14,11 @@ from balls import ball_cohort
 
 from neuroseg3d.cli import main
 from neuroseg3d.core import InputError
-from neuroseg3d.training.data import Data, SegmentationData, StepSampler, make_loader, plan_machine
-from neuroseg3d.system.folders import FolderLock
 from neuroseg3d.inference.predict import predictions
 from neuroseg3d.phantom.cohort import _run
+from neuroseg3d.system.folders import FolderLock
 from neuroseg3d.system.processes import PATIENCE
+from neuroseg3d.training.data import Data, SegmentationData, StepSampler, make_loader, plan_machine
 from neuroseg3d.training.task import loader_error
 
 HOLD = """

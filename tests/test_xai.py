@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from neuroseg3d.evaluation import attribution as xai
-from neuroseg3d.networks.checkpoint import KEY, Model, describe, save_checkpoint
 from neuroseg3d.cli import main, make_parser
 from neuroseg3d.config import to_dict
 from neuroseg3d.core import Case, Geometry
+from neuroseg3d.evaluation import attribution as xai
+from neuroseg3d.networks.checkpoint import KEY, Model, describe, save_checkpoint
 from neuroseg3d.networks.losses import out_channels
-from neuroseg3d.studies.preprocess import Space
 from neuroseg3d.networks.unet import UNet, UNetConfig
 from neuroseg3d.networks.windows import Windows
+from neuroseg3d.studies.preprocess import Space
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 SPACE, SHAPE = Space((3.0, 3.0, 3.0), 0.0), (20, 18, 17)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-
 from refresh import ROOT, settings
 
 SKIPPED = re.compile(r'^(nvidia-|cuda-|triton$|pip$|setuptools$)')  # torch pins its own companions

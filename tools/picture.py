@@ -8,10 +8,10 @@ import csv
 import sys
 from pathlib import Path
 
+from neuroseg3d.plots.planes import show_planes
 from neuroseg3d.studies.cases import read_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import read_label
-from neuroseg3d.plots.planes import show_planes
 
 ROOT = Path(__file__).resolve().parent.parent
 

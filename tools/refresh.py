@@ -58,8 +58,8 @@ def execute(path: Path, timeout_s: int = 900) -> None:
 
 def clean(path: Path) -> None:
     "Strip what is not content (counts, kernel metadata, unstable ids) as nbdev does, and what execution adds."
-    from nbdev.clean import clean_nb
     from execnb.nbio import read_nb, write_nb
+    from nbdev.clean import clean_nb
     notebook = read_nb(path)
     clean_nb(notebook)
     notebook.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}

@@ -17,12 +17,12 @@ import numpy as np
 from isal import igzip
 
 from .. import __version__
-from ..studies.cases import read_case
 from ..core import MODALITIES, InputError
-from ..system.files import as_path, write_bytes, write_json, write_text
+from ..studies.cases import read_case
 from ..studies.layouts import Study, find_cases
 from ..studies.nifti import is_nifti, label_header, read_header, read_label
 from ..studies.schemas import find_collection, from_canonical, get_schema
+from ..system.files import as_path, write_bytes, write_json, write_text
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'safe_name', 'bids_name', 'Conversion', 'convert_cohort']

@@ -32,21 +32,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import __version__
-from ..studies.cases import read_case
-from ..networks.checkpoint import Model
-from ..core import LABEL_NAMES, MODALITIES, REGIONS, REGION_NAMES, Case, InputError, Label, regions_to_labels
-from ..system.files import write_bytes, write_json
-from ..system.folders import Results
+from ..core import LABEL_NAMES, MODALITIES, REGION_NAMES, REGIONS, Case, InputError, Label, regions_to_labels
 from ..inference.predict import choose_device, masks_by_rules, rules_of
-from ..studies.layouts import Study, find_study
+from ..networks.checkpoint import Model
 from ..networks.losses import get_targets, to_regions
-from ..studies.nifti import label_header, save_atomically
-from ..studies.preprocess import ModelCase, to_model_space, to_native
+from ..networks.windows import Window, gaussian_weight, predict_probabilities, sliding_windows
 from ..plots.charts import chart
 from ..plots.palette import PALETTE, Picture
 from ..plots.planes import show_modalities, show_planes
 from ..plots.views import PLANES, View, cut, largest_slices, make_view
-from ..networks.windows import Window, gaussian_weight, predict_probabilities, sliding_windows
+from ..studies.cases import read_case
+from ..studies.layouts import Study, find_study
+from ..studies.nifti import label_header, save_atomically
+from ..studies.preprocess import ModelCase, to_model_space, to_native
+from ..system.files import write_bytes, write_json
+from ..system.folders import Results
 
 # %% auto #0
 __all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_weight', 'Game', 'Only', 'Shapley', 'as_model_case',

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..studies.brain import alignment_flags
-from ..studies.cases import read_case
 from ..core import LABEL_NAMES, MODALITIES, REGIONS, Case, InputError
-from ..system.folders import Results
-from ..studies.identity import SAME_EXAM, Identity, identify, likeness, patient_of
-from ..studies.layouts import Study, find_cases
 from ..plots.charts import chart, page_head, page_tail
 from ..plots.palette import PALETTE, Picture
 from ..plots.views import make_view
+from ..studies.brain import alignment_flags
+from ..studies.cases import read_case
+from ..studies.identity import SAME_EXAM, Identity, identify, likeness, patient_of
+from ..studies.layouts import Study, find_cases
+from ..system.folders import Results
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'describe_case', 'content_hash', 'find_duplicates',

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..studies.cases import check_case, read_case
 from ..core import LABEL_NAMES, MODALITIES, REGIONS, Geometry, InputError, Label
-from ..system.failures import check_some_worked, failing_alone
-from ..system.folders import Results
+from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from ..inference.guard import check_not_trained_on, find_training_cases
+from ..inference.manifest import read_entries
+from ..studies.cases import check_case, read_case
+from ..studies.formats import stem
 from ..studies.grids import fit_grid, on_grid
 from ..studies.layouts import Study, dataset_schema, file_role, find_cases, find_study
-from ..inference.manifest import read_entries
-from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
 from ..studies.names import read_name
-from ..studies.nifti import check_label, is_nifti, read_header, read_label, stem, stored_schema
+from ..studies.nifti import check_label, is_nifti, read_header, read_label, stored_schema
 from ..studies.schemas import get_schema
 from ..studies.split import load_split
+from ..system.failures import check_some_worked, failing_alone
+from ..system.folders import Results
 from ..system.surroundings import readable
 
 # %% auto #0

@@ -14,19 +14,26 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from ..inference.calibration import (Calibration, Validation, apply_temperature, calibrate, lesion_probability, stored_calibration,
-                                    store_calibration)
-from ..studies.cases import read_case
-from ..networks.checkpoint import Model, find_model, load_model
 from ..core import REGIONS, Case, InputError, Label, labels_to_regions
+from neuroseg3d.inference.calibration import (
+    Calibration,
+    Validation,
+    apply_temperature,
+    calibrate,
+    lesion_probability,
+    store_calibration,
+    stored_calibration,
+)
 from ..inference.guard import studies_not_trained_on
-from ..system.failures import check_some_worked, failing_alone
 from ..inference.predict import choose_device, label_by_rules, masks_by_rules, rules_of
+from ..networks.checkpoint import Model, find_model, load_model
 from ..networks.losses import get_targets, to_regions
-from ..studies.preprocess import ModelCase, to_model_space, to_native
+from ..networks.windows import Windows, predict_probabilities
 from ..plots.palette import Picture
 from ..plots.planes import show_maps
-from ..networks.windows import Windows, predict_probabilities
+from ..studies.cases import read_case
+from ..studies.preprocess import ModelCase, to_model_space, to_native
+from ..system.failures import check_some_worked, failing_alone
 
 # %% auto #0
 __all__ = ['CHANNELS', 'coin_entropy', 'label_entropy', 'regions_to_label_probabilities', 'Doubt', 'predict_doubt', 'QUBraTS',

@@ -17,8 +17,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from ..networks.checkpoint import KEY, Model, description, find_model, load_checkpoint, read_ensemble, save_checkpoint
 from ..core import REGIONS, InputError
+from ..networks.checkpoint import KEY, Model, description, find_model, load_checkpoint, read_ensemble, save_checkpoint
 from ..records import checked
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..studies.cases import check_case, read_case
-from ..networks.checkpoint import MODELS, Model
 from ..core import InputError
-from ..system.failures import check_some_worked, failing_alone
+from ..networks.checkpoint import MODELS, Model
+from ..studies.cases import check_case, read_case
 from ..studies.identity import Identity, collection_patient, identify, same_exam, voxel_hash
 from ..studies.layouts import Study, find_cases
 from ..studies.nifti import read_label
 from ..studies.split import Split, file_digest, load_split, study_files
+from ..system.failures import check_some_worked, failing_alone
 
 # %% auto #0
 __all__ = ['find_split', 'training_exams', 'Trained', 'training_of', 'identity_of', 'Seen', 'find_training_cases',

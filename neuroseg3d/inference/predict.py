@@ -23,25 +23,25 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..studies.brain import alignment_flags
-from .calibration import Calibration, stored_calibration
-from ..studies.cases import read_case
-from ..networks.checkpoint import KEY, STARTER, Model, description, load_checkpoint, load_model, save_checkpoint
 from ..config import build, to_dict
 from ..core import MODALITIES, REGION_NAMES, REGIONS, Case, InputError, labels_to_regions, nonzero, regions_to_labels
+from .calibration import Calibration, stored_calibration
+from .guard import check_not_trained_on, find_training_cases
+from .manifest import read_entries, read_manifest_file
+from .postprocess import Held, Postprocess, apply_rules, search_rules
+from ..networks.checkpoint import KEY, STARTER, Model, description, load_checkpoint, load_model, save_checkpoint
+from ..networks.losses import get_targets, to_regions
+from ..networks.windows import fast_windows, predict_cost, predict_probabilities
+from ..studies.brain import alignment_flags
+from ..studies.cases import read_case
+from ..studies.layouts import Study, find_cases, find_study
+from ..studies.nifti import label_header, read_label, save_atomically, store_facts, stored_facts, write_label
+from ..studies.preprocess import ModelCase, regions_to_native, to_model_space, to_native
+from ..studies.split import file_digest
 from ..system.failures import check_some_worked, failing_alone
 from ..system.files import as_path, sweep, write_json
 from ..system.folders import Results, check_folder
-from .guard import check_not_trained_on, find_training_cases
-from ..studies.layouts import Study, find_cases, find_study
-from ..networks.losses import get_targets, to_regions
-from .manifest import read_entries, read_manifest_file
-from ..studies.nifti import label_header, read_label, save_atomically, store_facts, stored_facts, write_label
-from .postprocess import Held, Postprocess, apply_rules, search_rules
 from ..system.processes import Place, free_memory, gather, joined, launched, share
-from ..studies.split import file_digest
-from ..studies.preprocess import ModelCase, regions_to_native, to_model_space, to_native
-from ..networks.windows import fast_windows, predict_cost, predict_probabilities
 
 # %% auto #0
 __all__ = ['MANIFEST', 'EXTRAS', 'Prediction', 'choose_device', 'rules_of', 'missing_modalities', 'predict_case',

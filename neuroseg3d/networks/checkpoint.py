@@ -25,15 +25,15 @@ from safetensors import SafetensorError, safe_open
 from .. import __version__
 from ..config import build, upgrade
 from ..core import MODALITIES, REGIONS, InputError
+from .tensors import read_tensors, write_tensors
+from .unet import UNet, UNetConfig
+from .windows import Windows
+from ..records import checked, parse_json, read_json
+from ..studies.preprocess import Space
+from ..studies.schemas import get_schema
 from ..system.files import as_path, filled, write_json
 from ..system.folders import check_folder
 from ..system.processes import free_memory
-from ..records import checked, parse_json, read_json
-from ..studies.schemas import get_schema
-from .tensors import read_tensors, write_tensors
-from ..studies.preprocess import Space
-from .unet import UNet, UNetConfig
-from .windows import Windows
 
 T = TypeVar('T')
 

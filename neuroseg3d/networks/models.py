@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MODELS, STARTER, find_model
 from ..core import InputError
+from .checkpoint import MODELS, STARTER, find_model
 from ..records import read_json
 
 # %% auto #0

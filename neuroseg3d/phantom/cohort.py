@@ -24,12 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core import MODALITIES, Case, Geometry, InputError, Label
-from .anatomy import (Anatomy, Head, brain_depth_mm, case_seed, displaced_mm,
-                                        draw_head, stream)
-from .scanners import (acquire, cover_of, left_by_stripping, paint,
-                                         to_scanner_units)
-from .tumours import (Lesion, Population, TumourPlan, draw_tumour, grow,
-                                        render_lesion, sample_anatomy)
+from .anatomy import Anatomy, Head, brain_depth_mm, case_seed, displaced_mm, draw_head, stream
+from .scanners import acquire, cover_of, left_by_stripping, paint, to_scanner_units
+from .tumours import Lesion, Population, TumourPlan, draw_tumour, grow, render_lesion, sample_anatomy
 from ..records import read_json
 from ..studies.nifti import store_facts
 from ..system.files import as_path, filled, make_folder, sweep, write_json

@@ -13,9 +13,19 @@ from scipy import ndimage
 from skimage.graph import MCP_Geometric
 
 from ..core import Label
-from .anatomy import (Anatomy, Head, brain_depth_mm, displaced_mm,
-                                        displacement_mm, load_atlas, place, signed_distance,
-                                        smooth_field, stream, tissue_at)
+from neuroseg3d.phantom.anatomy import (
+    Anatomy,
+    Head,
+    brain_depth_mm,
+    displaced_mm,
+    displacement_mm,
+    load_atlas,
+    place,
+    signed_distance,
+    smooth_field,
+    stream,
+    tissue_at,
+)
 
 # %% auto #0
 __all__ = ['Population', 'TumourPlan', 'draw_tumour', 'sample_anatomy', 'Growth', 'grow', 'onto', 'Lesion', 'render_lesion']

@@ -18,10 +18,8 @@ from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 from ..core import REGION_NAMES, REGIONS, Case, Geometry, InputError
-from .palette import (_DARK, _INK, _QUIET, DISTANCE, ENTROPY, PALETTE, Picture, distance_scale,
-                                      Scale)
-from .views import (PLANES, View, _on_grid, as_case, cut, largest_slices,
-                                    make_view)
+from .palette import _DARK, _INK, _QUIET, DISTANCE, ENTROPY, PALETTE, Picture, Scale, distance_scale
+from .views import PLANES, View, _on_grid, as_case, cut, largest_slices, make_view
 
 # %% auto #0
 __all__ = ['ERRORS', 'show_planes', 'show_modalities', 'error_map', 'show_errors', 'signed_distance_mm', 'show_maps',

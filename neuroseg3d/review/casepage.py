@@ -24,24 +24,24 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 from scipy import ndimage
 
-from ..studies.brain import alignment_flags, box_of
-from ..inference.calibration import Calibration, show_reliability, stored_calibration
-from ..networks.checkpoint import Model, model_facts
-from ..core import REGIONS, REGION_NAMES, Case, labels_to_regions
-from ..inference.guard import find_split
+from ..core import REGION_NAMES, REGIONS, Case, labels_to_regions
+from ..evaluation.attribution import Shapley
 from ..evaluation.diameters import Diameters, draw_diameters, lesion_diameters, sum_of_products_mm2
 from ..evaluation.figures import show_confusion, show_lesions
-from ..system.files import as_path
-from ..system.folders import Results
-from ..inference.predict import rules_of
 from ..evaluation.metrics import normalise_confusion, voxel_confusion
 from ..evaluation.uncertainty import qu_brats, show_uncertainty
+from ..inference.calibration import Calibration, show_reliability, stored_calibration
+from ..inference.guard import find_split
+from ..inference.predict import rules_of
+from ..networks.checkpoint import Model, model_facts
 from ..plots.charts import embed, page_head, page_tail
 from ..plots.meshes import error_paint, mesh_figure
 from ..plots.palette import ENTROPY, PALETTE, Picture
 from ..plots.planes import show_distances, show_errors, show_planes
 from ..plots.views import largest_slices
-from ..evaluation.attribution import Shapley
+from ..studies.brain import alignment_flags, box_of
+from ..system.files import as_path
+from ..system.folders import Results
 
 # %% auto #0
 __all__ = ['CaseResult', 'quality_flags', 'ReportOptions', 'ModelCard', 'versions', 'command_line', 'case_html', 'write_case',

@@ -25,28 +25,28 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from ..inference.calibration import Calibration
-from .casepage import CaseResult, ModelCard, write_case
-from ..studies.cases import read_case
-from ..networks.checkpoint import Model, load_model
 from ..core import REGION_NAMES, REGIONS, Case, InputError, labels_to_regions
 from ..evaluation.evaluate import find_labels, read_manifest
-from ..system.files import as_path
-from ..system.folders import Results
-from ..inference.guard import find_training_cases
-from ..studies.grids import on_grid
-from ..inference.predict import Prediction, predict_case, read_probabilities
-from ..studies.layouts import find_cases
 from ..evaluation.metrics import overlap, score_case
-from ..networks.models import resolve_model
-from ..studies.nifti import read_label
-from .report import read_results
-from ..studies.preprocess import to_native
 from ..evaluation.uncertainty import expected_dices
+from ..inference.calibration import Calibration
+from ..inference.guard import find_training_cases
+from ..inference.predict import Prediction, predict_case, read_probabilities
+from ..networks.checkpoint import Model, load_model
+from ..networks.models import resolve_model
 from ..plots.meshes import error_paint, mesh_figure
 from ..plots.palette import ENTROPY, PALETTE
 from ..plots.planes import ERRORS, error_map
 from ..plots.views import PLANES, View, cut, largest_slices, make_view
+from .casepage import CaseResult, ModelCard, write_case
+from .report import read_results
+from ..studies.cases import read_case
+from ..studies.grids import on_grid
+from ..studies.layouts import find_cases
+from ..studies.nifti import read_label
+from ..studies.preprocess import to_native
+from ..system.files import as_path
+from ..system.folders import Results
 
 # %% auto #0
 __all__ = ['Box', 'quantise', 'entropy_bits', 'Scene', 'Look', 'picture_size', 'draw_plane', 'place_of', 'voxel_at',

@@ -18,26 +18,39 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _confusion, _figure, _flag_list, _number, _provenance,
-                                 _section, write_case, write_page)
-from ..studies.cases import check_case, read_case, widen
-from ..networks.checkpoint import Model
 from ..core import REGIONS, Case, InputError, labels_to_regions
+from ..evaluation.attribution import shapley_values
 from ..evaluation.evaluate import LabelFile, compare, find_labels, read_manifest
 from ..evaluation.figures import show_bland_altman, show_scores, show_volumes, worst_first
-from ..system.files import as_path, sweep
-from ..system.folders import Results
-from ..inference.guard import Seen, check_not_trained_on, find_training_cases
-from ..studies.grids import fit_grid, on_grid
-from ..inference.predict import read_probabilities
-from ..system.failures import check_some_worked, failing_alone
-from ..studies.layouts import Study, find_cases
 from ..evaluation.metrics import overlap, score_case, summarise, voxel_confusion
-from ..studies.nifti import check_label, header_geometry, read_header, read_label
 from ..evaluation.uncertainty import assess_case, coin_entropy, expected_dices
+from ..inference.guard import Seen, check_not_trained_on, find_training_cases
+from ..inference.predict import read_probabilities
+from ..networks.checkpoint import Model
 from ..plots.charts import page_head, page_tail
 from ..plots.planes import show_planes
-from ..evaluation.attribution import shapley_values
+from neuroseg3d.review.casepage import (
+    CaseResult,
+    ModelCard,
+    ReportOptions,
+    _cell,
+    _chip,
+    _confusion,
+    _figure,
+    _flag_list,
+    _number,
+    _provenance,
+    _section,
+    write_case,
+    write_page,
+)
+from ..studies.cases import check_case, read_case, widen
+from ..studies.grids import fit_grid, on_grid
+from ..studies.layouts import Study, find_cases
+from ..studies.nifti import check_label, header_geometry, read_header, read_label
+from ..system.failures import check_some_worked, failing_alone
+from ..system.files import as_path, sweep
+from ..system.folders import Results
 
 # %% auto #0
 __all__ = ['CohortRow', 'in_order', 'cohort_html', 'write_report', 'check_pages', 'read_results', 'check_results',

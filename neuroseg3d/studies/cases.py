@@ -15,12 +15,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .brain import box_of, check_agreement, coarse_steps, settle_channel
 from ..core import MODALITIES, Case, Geometry, InputError
-from ..system.failures import failing_alone
+from .brain import box_of, check_agreement, coarse_steps, settle_channel
 from .grids import fit_grid, on_grid, same_place, turn, turn_between
 from .layouts import Study, check_complete, find_study
 from .nifti import PathLike, check_label, check_memory, grid_shape, header_geometry, read_header, read_label, read_volumes
+from ..system.failures import failing_alone
 
 # %% auto #0
 __all__ = ['Box', 'check_sequences', 'exchanged', 'widen', 'read_case', 'check_case', 'check_cases', 'refuse_broken']

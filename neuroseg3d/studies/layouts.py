@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..core import MODALITIES, InputError
-from .names import Name, channel_order, read_name, sequence_of
-from .nifti import PathLike, check_file, is_nifti, read_header, read_volumes, stem, stored_facts
 from ..records import checked, read_json
+from .formats import stem
+from .names import Name, channel_order, read_name, sequence_of
+from .nifti import PathLike, check_file, is_nifti, read_header, read_volumes, stored_facts
 from .schemas import SCHEMAS, get_schema, implied_schema, schema_of_labels
 from ..system.surroundings import readable
 

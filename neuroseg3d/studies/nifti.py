@@ -17,14 +17,25 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from ..core import Case, Geometry, InputError
-from ..system.files import write_bytes
-from .formats import (SUFFIXES, is_gzip, is_image, is_itk, itk_header, itk_volume, load_image, misnamed, open_content,
-                                raw_header, suffix_of, voxel_file)
-from .formats import stem  # noqa: F401 - part of this room's vocabulary too
+from ..records import checked, parse_json
+from neuroseg3d.studies.formats import (
+    SUFFIXES,
+    is_gzip,
+    is_image,
+    is_itk,
+    itk_header,
+    itk_volume,
+    load_image,
+    misnamed,
+    open_content,
+    raw_header,
+    suffix_of,
+    voxel_file,
+)
 from .headers import check_affine, settle_header
 from .schemas import from_canonical, get_schema, infer_schema, settle_schema, to_canonical
+from ..system.files import write_bytes
 from ..system.processes import free_memory
-from ..records import checked, parse_json
 
 PathLike = str | Path
 

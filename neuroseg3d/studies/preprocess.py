@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from ..config import Settings
 from ..core import Case, Geometry, InputError, labels_to_regions, nonzero, regions_to_labels
+from ..records import checked
 from .grids import turned_grid
 from ..system.processes import free_memory
-from ..records import checked
 
 # %% auto #0
 __all__ = ['Operation', 'SAME_MM', 'HALF', 'Space', 'brain_box', 'Record', 'plan_record', 'one_thread', 'ModelCase',

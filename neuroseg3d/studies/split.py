@@ -19,12 +19,12 @@ import numpy as np
 from msgspec import Meta
 from tqdm.auto import tqdm
 
-from .cases import read_case
 from ..core import InputError
-from ..system.files import write_json
+from ..records import place, read_json
+from .cases import read_case
 from .identity import Identity, identify, one_patient, patient_of
 from .layouts import Study
-from ..records import place, read_json
+from ..system.files import write_json
 
 # %% auto #0
 __all__ = ['Split', 'file_digest', 'study_files', 'make_split', 'with_identities', 'save_split', 'load_split', 'check_no_leak']

@@ -18,9 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from ..core import InputError
-from .files import as_path, filled, is_alive, make_folder, new_file, process_mark, sweep, write_bytes, write_json, write_table, write_text
-from .processes import PATIENCE, patience_s
 from ..records import checked, decode_json, read_json
+from neuroseg3d.system.files import (
+    as_path,
+    filled,
+    is_alive,
+    make_folder,
+    new_file,
+    process_mark,
+    sweep,
+    write_bytes,
+    write_json,
+    write_table,
+    write_text,
+)
+from .processes import PATIENCE, patience_s
 
 # %% auto #0
 __all__ = ['LOCK', 'RECORD', 'check_folder', 'FolderLock', 'digest', 'Results']

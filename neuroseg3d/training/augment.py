@@ -12,10 +12,24 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import (Affine, Compose, CropForegroundd, MapTransform, NormalizeIntensityd, Orientationd,
-                              RandAdjustContrast, RandFlipd, RandGaussianNoised, RandGaussianSmooth, Randomizable,
-                              RandomizableTransform, RandScaleIntensity, RandScaleIntensityFixedMean,
-                              RandSimulateLowResolution, Spacingd)
+from monai.transforms import (
+    Affine,
+    Compose,
+    CropForegroundd,
+    MapTransform,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAdjustContrast,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmooth,
+    Randomizable,
+    RandomizableTransform,
+    RandScaleIntensity,
+    RandScaleIntensityFixedMean,
+    RandSimulateLowResolution,
+    Spacingd,
+)
 from monai.transforms.utils import create_rotate
 from msgspec import Meta
 

@@ -12,23 +12,23 @@ from typing import TypedDict
 
 import numpy as np
 
-from ..studies.cases import refuse_broken
-from ..networks.checkpoint import ENSEMBLE, KEY, check_ensemble, description, load_model, write_ensemble
 from ..config import build, to_dict
 from ..core import REGIONS, InputError
-from .data import SegmentationData
 from ..evaluation.evaluate import evaluate, summary_table
 from ..inference.guard import Trained, identity_of, training_exams
-from ..inference.predict import infer_cohort, tune_rules
-from ..studies.layouts import Study, find_cases
 from ..inference.postprocess import Postprocess
-from ..system.processes import gather, is_first_process, joined
-from ..records import checked
-from .resume import check_same_run, resume_point
-from ..studies.split import Split, file_digest, load_split, study_files
-from .task import Config, fit, settled, why_finished
+from ..inference.predict import infer_cohort, tune_rules
+from ..networks.checkpoint import ENSEMBLE, KEY, check_ensemble, description, load_model, write_ensemble
 from ..plots.charts import chart
 from ..plots.palette import PALETTE, Picture
+from ..records import checked
+from ..studies.cases import refuse_broken
+from ..studies.layouts import Study, find_cases
+from ..studies.split import Split, file_digest, load_split, study_files
+from ..system.processes import gather, is_first_process, joined
+from .data import SegmentationData
+from .resume import check_same_run, resume_point
+from .task import Config, fit, settled, why_finished
 
 # %% auto #0
 __all__ = ['fold_config', 'is_finished', 'train_folds', 'Folds', 'find_folds', 'predict_out_of_fold', 'fold_table', 'show_folds',

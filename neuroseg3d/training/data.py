@@ -34,20 +34,20 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Sampler, default_collate
 from tqdm.auto import tqdm
 
-from .augment import Augment, augmentation, monai_to_model_space
-from ..studies.cases import check_cases, read_case, refuse_broken
 from ..config import Settings
 from ..core import InputError, Label
+from ..networks.tensors import check_tensors, write_tensors
+from ..records import decode_json
+from ..studies.cases import check_cases, read_case, refuse_broken
 from ..studies.download import download
-from ..system.files import as_path
 from ..studies.layouts import Cohort, Study, find_cases
 from ..studies.nifti import header_geometry, read_header
+from ..studies.preprocess import Record, Space, one_thread
+from ..studies.split import Split, file_digest, load_split, make_split, save_split, study_files
+from ..system.files import as_path
 from ..system.folders import FolderLock
 from ..system.processes import free_memory, patience_s
-from ..records import decode_json
-from ..studies.split import Split, file_digest, load_split, make_split, save_split, study_files
-from ..networks.tensors import check_tensors, write_tensors
-from ..studies.preprocess import Record, Space, one_thread
+from .augment import Augment, augmentation, monai_to_model_space
 
 # %% auto #0
 __all__ = ['Data', 'Machine', 'look_at_machine', 'MachinePlan', 'plan_machine', 'tumour_voxels', 'MemoryCase', 'StoredCase',

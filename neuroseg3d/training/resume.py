@@ -18,8 +18,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 
-from ..networks.checkpoint import description, load_checkpoint, save_checkpoint
 from ..core import InputError
+from ..networks.checkpoint import description, load_checkpoint, save_checkpoint
 from ..system.files import second_name, sweep, sync_folder
 from ..system.processes import is_first_process
 

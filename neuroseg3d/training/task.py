@@ -30,24 +30,24 @@ from msgspec import Meta
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.optim.swa_utils import AveragedModel
 
-from .augment import Augment
-from ..networks.checkpoint import KEY, describe, description
 from ..config import Settings, build, load_config, set_dotted, to_dict
 from ..core import REGIONS, InputError, regions_to_labels
-from ..inference.guard import training_exams
-from .data import Data, MachinePlan, SegmentationData
-from ..system.files import as_path
-from ..system.folders import Results
-from ..networks.losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from ..evaluation.metrics import score_case
-from ..system.processes import PATIENCE, device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met, patience_s
-from ..records import checked
-from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
-from ..studies.split import save_split
-from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
-from ..studies.preprocess import Space
+from ..inference.guard import training_exams
+from ..networks.checkpoint import KEY, describe, description
+from ..networks.losses import LossConfig, SegmentationLoss, get_targets, to_regions
 from ..networks.unet import UNet, UNetConfig
 from ..networks.windows import Windows, is_out_of_memory, predict_cost, predict_probabilities
+from ..records import checked
+from ..studies.preprocess import Space
+from ..studies.split import save_split
+from ..system.files import as_path
+from ..system.folders import Results
+from ..system.processes import PATIENCE, device_layout, gather, is_first_process, launched, lost_partner, meeting_place, met, patience_s
+from .augment import Augment
+from .data import Data, MachinePlan, SegmentationData
+from .resume import CheckpointFolder, Checkpoints, SafeCheckpointIO, Start, StopSignals, check_same_run, resume_point
+from .tracking import LoggerConfig, git_revision, make_loggers, tracking_callbacks
 
 # %% auto #0
 __all__ = ['Optim', 'TrainerConfig', 'Config', 'learning_rate_factor', 'parameter_groups', 'step_seed', 'seed_generators',

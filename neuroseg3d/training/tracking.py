@@ -32,12 +32,12 @@ from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experime
 from pytorch_lightning.utilities import rank_zero_only
 
 import neuroseg3d
-from ..networks.checkpoint import export_model
 from ..config import Settings
 from ..core import Geometry, InputError
+from ..networks.checkpoint import export_model
+from ..records import read_json, read_text
 from ..system.files import write_table
 from ..system.processes import end_group, gather, start_attached
-from ..records import read_json, read_text
 
 # %% auto #0
 __all__ = ['LoggerConfig', 'MetricsFile', 'has_wandb_credentials', 'wandb_mode', 'Uploader', 'WandbTracker', 'make_loggers',

@@ -45,17 +45,17 @@ def make_sound(folder: Path) -> None:
     import torch
     import yaml
 
-    from neuroseg3d.inference.calibration import Calibration
-    from neuroseg3d.studies.cases import read_case
-    from neuroseg3d.networks.checkpoint import KEY, describe, export_model, save_checkpoint, write_ensemble
     from neuroseg3d.config import build, to_dict
-    from neuroseg3d.training.data import Prepare, store_case
+    from neuroseg3d.inference.calibration import Calibration
     from neuroseg3d.inference.guard import training_exams
+    from neuroseg3d.networks.checkpoint import KEY, describe, export_model, save_checkpoint, write_ensemble
+    from neuroseg3d.networks.unet import UNet
+    from neuroseg3d.studies.cases import read_case
     from neuroseg3d.studies.layouts import find_cases
     from neuroseg3d.studies.nifti import write_label
     from neuroseg3d.studies.split import make_split, save_split
+    from neuroseg3d.training.data import Prepare, store_case
     from neuroseg3d.training.task import Config
-    from neuroseg3d.networks.unet import UNet
     cohort = folder / 'cohort'
     for sub in ('imagesTr', 'labelsTr'):
         (cohort / sub).mkdir(parents=True)
@@ -184,8 +184,8 @@ def _change(change: Callable[[random.Random, bytes], bytes], name: str) -> Calla
 
 def read_cohort(folder: Path) -> None:
     "Find, check and read every case."
-    from neuroseg3d.studies.cases import check_case, read_case
     from neuroseg3d.core import InputError
+    from neuroseg3d.studies.cases import check_case, read_case
     from neuroseg3d.studies.layouts import find_cases
     failed = None
     for study in find_cases(folder / 'cohort', split='all'):
@@ -231,10 +231,10 @@ def recognise(descriptions: list[dict], folder: Path) -> None:
 
 def read_manifest(folder: Path) -> None:
     "The manifest, as scores and pages use it."
-    from neuroseg3d.review.casepage import ModelCard
     from neuroseg3d.evaluation.evaluate import find_labels, studies_of
     from neuroseg3d.evaluation.evaluate import read_manifest as read
     from neuroseg3d.inference.guard import find_training_cases
+    from neuroseg3d.review.casepage import ModelCard
     entries = read(folder / 'pred')
     find_training_cases(studies_of(find_labels(folder / 'cohort')), entries, [folder / 'split.json'])
     for model in {json.dumps(entry['model']): entry['model'] for entry in entries.values()}.values():
@@ -244,9 +244,9 @@ def read_manifest(folder: Path) -> None:
 def use_model(name: str) -> Callable[[Path], None]:
     "Load a model and segment a case with it."
     def use(folder: Path) -> None:
-        from neuroseg3d.studies.cases import read_case
-        from neuroseg3d.networks.checkpoint import load_model
         from neuroseg3d.inference.predict import predict_case
+        from neuroseg3d.networks.checkpoint import load_model
+        from neuroseg3d.studies.cases import read_case
         model = load_model(folder / name)
         repr(model)
         recognise(model.descriptions, folder)
@@ -305,8 +305,8 @@ def write_pages(folder: Path) -> None:
     from dataclasses import replace
 
     from neuroseg3d.review.casepage import CaseResult, ReportOptions
-    from neuroseg3d.studies.cases import read_case
     from neuroseg3d.review.report import write_report
+    from neuroseg3d.studies.cases import read_case
     from neuroseg3d.studies.schemas import get_schema
     name, title, note = json.loads((folder / 'page.json').read_text())
     case = read_case(folder / 'cohort' / 'imagesTr' / 'A.nii.gz')

@@ -115,7 +115,7 @@ def mutated_yaml(draw: random.Random, document: Any, dump: Callable[[Any], str])
     return mutated_bytes(draw, content) if draw.random() < 0.2 else content
 
 
-_FIELDS = [n for n in nib.Nifti1Header.template_dtype.names]
+_FIELDS = list(nib.Nifti1Header.template_dtype.names)
 _OFTEN = ('dim', 'pixdim', 'datatype', 'bitpix', 'vox_offset', 'scl_slope', 'scl_inter', 'qform_code', 'sform_code', 'srow_x', 'srow_y', 'srow_z', 'quatern_b', 'qoffset_x', 'xyzt_units',
           'magic', 'sizeof_hdr', 'intent_code')
 
@@ -212,8 +212,9 @@ def mutated_safetensors(draw: random.Random, content: bytes) -> bytes:
 
 def _sealed(content: bytes, texts: dict[str, str]) -> bytes:
     "A safetensors file that says something else, with the checksum of what it says."
-    from neuroseg3d.networks.tensors import tensors_digest
     from safetensors.torch import load, save
+
+    from neuroseg3d.networks.tensors import tensors_digest
     tensors = load(content)
     texts = {k: v.encode('utf-8', 'replace').decode() for k, v in texts.items()}
     return save(tensors, {**texts, 'sha256': tensors_digest(sorted(tensors.items()), texts)})
@@ -237,7 +238,7 @@ def mutated_tar(draw: random.Random, files: dict[str, bytes]) -> bytes:
             tar.addfile(info, io.BytesIO(bytes(info.size)))
     content = bytearray(out.getvalue())
     if draw.random() < 0.4:  # another size in a header, its checksum put right
-        at = draw.choice([i for i in range(0, max(1, len(content) - 512), 512)])
+        at = draw.choice(range(0, max(1, len(content) - 512), 512))
         content[at + 124:at + 136] = draw.choice((b'77777777777\0', b'00000000010\0', b'\x80' + b'\xff' * 11, b'-1         \0', b'\x80\0\0\0\0\0\0\1\0\0\0\0'))
         if draw.random() < 0.5:
             content[at + 156] = draw.choice(b'0LKxgSD5')

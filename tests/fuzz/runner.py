@@ -69,8 +69,8 @@ def run_here(given: Input, sound: Path) -> tuple[str, str]:
 @contextlib.contextmanager
 def _unexpected() -> Iterator[list[str]]:
     "The errors of single cases that are no `InputError`: a cohort goes on after them, so that they would not be seen."
-    from neuroseg3d.system import failures
     from neuroseg3d.core import InputError
+    from neuroseg3d.system import failures
     raised, usual = [], failures.said_of
 
     def noted(error: Exception) -> str:
