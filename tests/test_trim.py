@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuroseg3d.review.casepage import ReportOptions, case_html
-from neuroseg3d.studies.cases import read_case, widen
+from neuroseg3d.studies.cases import widen
 from neuroseg3d.core import Case, Geometry
 from neuroseg3d.studies.identity import identify
 from neuroseg3d.studies.nifti import write_label
