@@ -11,7 +11,7 @@ from skimage.color import rgb2lab
 
 from neuroseg3d.core import Case, Geometry, InputError
 from neuroseg3d.plots.charts import chart
-from neuroseg3d.plots.meshes import error_paint, mesh_figure, mesh_volume_ml, surface_mesh
+from neuroseg3d.plots.meshes import _without_holes, error_paint, mesh_figure, mesh_volume_ml, surface_mesh
 from neuroseg3d.plots.palette import PALETTE
 from neuroseg3d.plots.planes import show_distances, show_errors, show_modalities, show_planes, signed_distance_mm
 from neuroseg3d.plots.views import PLANES, as_case, cut, largest_slices, make_view, to_ras
@@ -315,3 +315,20 @@ def test_surfaces_are_painted_with_the_distance_at_each_vertex():
         if trace.name.startswith('WT'):
             assert 2.5 < np.median(values[trace.x > np.percentile(trace.x, 97)]) < 4.5
     assert len(figure.to_json()) < 5_000_000
+
+
+def test_holes_of_a_brain_are_closed_as_by_scipy():
+    rng = np.random.default_rng(0)
+    for level in (-0.05, 0.0, 0.1, 0.2):
+        mask = np.asfortranarray(ndimage.gaussian_filter(rng.normal(size=(30, 28, 26)), 1.2) > level)
+        mask[:3] = 0
+        assert mask.any() and np.array_equal(_without_holes(mask), ndimage.binary_fill_holes(mask))
+
+
+def test_distances_that_are_known_draw_the_same_picture():
+    label = np.zeros((40, 42, 44), np.uint8)
+    label[10:25, 12:28, 14:30], label[14:22, 16:24, 18:26] = 1, 2  # without enhancing tumour
+    case = Case('known', np.ones((4, *label.shape), np.float32), Geometry(label.shape, np.diag([1.0, 2, 3, 1])), label)
+    wrong = np.roll(label, 3, 0)
+    known = error_paint(wrong, label, case.geometry)[1]
+    assert show_distances(case, wrong, distances=known).png() == show_distances(case, wrong).png() and not known

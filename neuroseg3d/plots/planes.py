@@ -23,7 +23,7 @@ from .views import PLANES, View, _on_grid, as_case, cut, largest_slices, make_vi
 
 # %% auto #0
 __all__ = ['ERRORS', 'show_planes', 'show_modalities', 'error_map', 'show_errors', 'signed_distance_mm', 'show_maps',
-           'show_distances']
+           'distance_from', 'show_distances']
 
 # %% ../../nbs/31_plots.planes.ipynb #d218c7e4
 @dataclass(frozen=True)
@@ -436,6 +436,18 @@ def show_maps(
     _foot(figure, axes[0], handles, f'{case.id}, {modality}')
     return figure
 
+# %% ../../nbs/31_plots.planes.ipynb #8ecd7aae
+def distance_from(
+    mask: np.ndarray,  # bool (X, Y, Z): the reference
+    spacing_mm: Sequence[float],  # voxel edges
+    within: np.ndarray,  # bool, same shape: where it is wanted
+) -> np.ndarray:  # float32 (X, Y, Z), mm; the highest of the scale where the mask is empty
+    "Signed distances to the border of a mask, also to one that is empty."
+    if mask.any():
+        return signed_distance_mm(mask, spacing_mm, within)
+    return np.full(within.shape, DISTANCE.high, np.float32)
+
+
 # %% ../../nbs/31_plots.planes.ipynb #5eef1a47
 def show_distances(
     case: Case,  # any orientation
@@ -446,14 +458,14 @@ def show_distances(
     modality: str = 'FLAIR',  # sequence to draw below
     width_in: float = 9.0,  # of the figure, in inches
     dpi: float = 80,  # dots per inch
+    distances: dict[str, np.ndarray] | None = None,  # of `error_paint`; taken out one by one
 ) -> Picture:
     "Voxels that are wrong, coloured by how far they are from the border of the reference."
     reference = _reference_of(case, reference)
     spacing_mm, maps = case.geometry.spacing_mm, {}
     for region in regions:
         ours, truth = (np.isin(_on_grid(m, case), REGIONS[region]) for m in (prediction, reference))
-        far = (signed_distance_mm(truth, spacing_mm, ours) if truth.any()
-               else np.full(ours.shape, DISTANCE.high))
+        far = distances.pop(region) if distances else distance_from(truth, spacing_mm, ours)
         title = region if truth.any() else f'{region}: not in the reference'
         maps[title] = np.where(ours ^ truth, far, np.nan)
     return show_maps(case, maps, distance_scale(case.geometry), reference, regions, planes, modality,
