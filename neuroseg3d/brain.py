@@ -14,7 +14,8 @@ from .core import Geometry, InputError
 
 # %% auto #0
 __all__ = ['NOISE_SHARE', 'RESIDUE_SHARE', 'LARGEST_BRAIN_ML', 'SMALLEST_FIELD_ML', 'GROSS', 'Background', 'find_background',
-           'zero_background', 'settle_channel', 'check_agreement', 'Shift', 'find_shift', 'most', 'alignment_flags']
+           'zero_background', 'box_of', 'settle_channel', 'check_agreement', 'Shift', 'coarse_steps', 'find_shift',
+           'most', 'alignment_flags']
 
 # %% ../nbs/00d_brain.ipynb #d6e50609
 #: Noise up to this share of an image's intensities is background.
@@ -133,13 +134,15 @@ def _zero_padded(volume: np.ndarray, value: float) -> str:
 
 def _box_within(volume: np.ndarray, value: float) -> tuple[slice, ...] | None:
     "The box around what is not background, where it is smaller than the volume and its faces hold no background."
-    box = _box_of(volume != value)
+    box = box_of(volume != value)
     whole = box is None or volume[box].shape == volume.shape
     return None if whole or np.mean(_faces(volume[box]) == value) > 0.2 else box
 
 
-def _box_of(mask: np.ndarray) -> tuple[slice, ...] | None:
-    "The box around what is true, None where nothing is."
+def box_of(
+    mask: np.ndarray,  # bool (X, Y, Z)
+) -> tuple[slice, ...] | None:  # None where nothing is
+    "The box around what is true."
     found = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found) if len(found[0]) else None
 
@@ -178,18 +181,18 @@ def settle_channel(
 
 
 def check_agreement(
-    image: np.ndarray,  # (C, X, Y, Z), background zero
-    grid: Geometry,  # its grid
+    image: np.ndarray,  # (C, X, Y, Z), background zero; may be the box of the scan that is not
+    grid: Geometry,  # of the scan
     names: Sequence[str],  # of the sequences
     where: str,  # the case, for messages
 ) -> None:
     "Refuse sequences that disagree grossly about where the brain is: some stripped, some not."
     volumes = {n: np.count_nonzero(c) * grid.voxel_ml for n, c in zip(names, image)}
     there = {n: v for n, v in volumes.items() if v}
-    if len(there) < 2 or image[0].size * grid.voxel_ml < SMALLEST_FIELD_ML or max(there.values()) <= GROSS * min(there.values()):
+    if len(there) < 2 or np.prod(grid.shape) * grid.voxel_ml < SMALLEST_FIELD_ML or max(there.values()) <= GROSS * min(there.values()):
         return
     smallest = min(there, key=there.get)
-    box = _box_of(image[list(names).index(smallest)] != 0)
+    box = box_of(image[list(names).index(smallest)] != 0)
     within = {n: np.count_nonzero(c[box]) * grid.voxel_ml for n, c in zip(names, image) if n in there}
     heads = [n for n, v in within.items() if v > GROSS * there[smallest]]
     if heads:
@@ -217,6 +220,14 @@ class Shift:
         return ' and '.join(parts)
 
 
+def coarse_steps(
+    grid: Geometry,  # of a scan
+    coarse_mm: float = 3.0,  # wanted
+) -> list[int]:  # voxels along each axis
+    "Every how many voxels are looked at for a shift."
+    return [max(1, round(coarse_mm / s)) for s in grid.spacing_mm]
+
+
 def find_shift(
     mask: np.ndarray,  # bool (X, Y, Z): brain in one sequence
     others: np.ndarray,  # bool (X, Y, Z): brain in the others
@@ -224,7 +235,7 @@ def find_shift(
     coarse_mm: float = 3.0,  # voxels in which it is looked for
 ) -> Shift | None:  # None where moving it back does not bring the brains together
     "The shift of one sequence against the others, by their brains."
-    step = [max(1, round(coarse_mm / s)) for s in grid.spacing_mm]
+    step = coarse_steps(grid, coarse_mm)
     a, b = (m[::step[0], ::step[1], ::step[2]].astype(np.float32) for m in (mask, others))
     if not a.any() or not b.any():
         return None

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 from scipy import ndimage
 
-from .brain import alignment_flags
+from .brain import alignment_flags, box_of
 from .calibration import Calibration, show_reliability, stored_calibration
 from .checkpoint import Model, model_facts
 from .core import REGIONS, REGION_NAMES, Case, labels_to_regions
@@ -62,6 +63,11 @@ class CaseResult:
     def __post_init__(self):
         if self.reference is None:
             self.reference = self.case.label
+
+    @cached_property
+    def flags(self) -> list[str]:
+        "What is unusual about input and prediction, and more remarks."
+        return [*quality_flags(self.case, self.prediction), *self.notes]
 
     def __repr__(self) -> str:
         volumes = ', '.join(f'{r} {self.volume_ml(r):.1f} mL' + (f' (Dice {self.score(r, "dice"):.2f})' if self.compared else '') for r in REGIONS)
@@ -109,7 +115,7 @@ def _grid_flags(case: Case) -> list[str]:
 def _image_flags(case: Case) -> list[str]:
     brain, flags = case.brain, []
     volume_ml = brain.sum() * case.geometry.voxel_ml
-    if brain.mean() > 0.9:
+    if brain.sum() > 0.9 * np.prod(case.scan.shape):
         flags.append('hardly any background is zero: not skull-stripped?')
     elif not 700 < volume_ml < 2200:
         flags.append(f'non-zero volume of {volume_ml:.0f} mL is unusual for a brain')
@@ -123,6 +129,13 @@ def _sequence_flags(case: Case) -> list[str]:
     return flags + [f'{name} {text}' for name, text in alignment_flags(case.image, case.geometry, case.modalities).items()]
 
 
+def _at_edge(tumour: np.ndarray, case: Case) -> bool:
+    "Whether a mask touches the edge of the scan."
+    box = case.box or tuple(slice(0, n) for n in tumour.shape)
+    ends = [(axis, end) for axis, (b, n) in enumerate(zip(box, case.scan.shape)) for end, there in ((0, b.start == 0), (-1, b.stop == n)) if there]
+    return any(tumour[(slice(None),) * axis + (end,)].any() for axis, end in ends)
+
+
 def _prediction_flags(case: Case, prediction: np.ndarray) -> list[str]:
     tumour, flags = prediction > 0, []
     if not tumour.any():
@@ -130,10 +143,10 @@ def _prediction_flags(case: Case, prediction: np.ndarray) -> list[str]:
     outside = (tumour & ~case.brain).sum() / tumour.sum()
     if outside > 0.01:
         flags.append(f'{outside:.0%} of the prediction lies outside the brain')
-    if any(np.take(tumour, [0, -1], axis=axis).any() for axis in range(3)):
+    if _at_edge(tumour, case):
         flags.append('the prediction touches the edge of the image: cut off?')
-    pieces, n = ndimage.label(tumour)
-    large = int((np.bincount(pieces.ravel())[1:] * case.geometry.voxel_ml > 0.1).sum()) if n else 0
+    pieces, n = ndimage.label(tumour[box_of(tumour)])
+    large = int((np.bincount(pieces[pieces > 0])[1:] * case.geometry.voxel_ml > 0.1).sum()) if n else 0
     if large > 3:
         flags.append(f'the prediction is in {large} pieces of more than 0.1 mL')
     return flags
@@ -467,7 +480,7 @@ def _provenance(provenance: Mapping) -> str:
 # %% ../nbs/13a_casepage.ipynb #c4d29fad
 def _inputs(result: CaseResult, flags: Sequence[str]) -> str:
     "What the input was."
-    case, grid = result.case, result.case.geometry
+    case, grid = result.case, result.case.scan
     return _flag_list(flags) + _terms({
         'Grid': f'{"×".join(map(str, grid.shape))} voxels of {"×".join(f"{s:.3g}" for s in grid.spacing_mm)} mm, {grid.orientation}',
         'Brain': f'{case.brain.sum() * grid.voxel_ml:.0f} mL (non-zero voxels)',
@@ -486,7 +499,7 @@ def case_html(
 ) -> str:
     "The page of a case."
     lesions = {r: lesion_diameters(np.isin(result.prediction, labels), result.case.geometry) for r, labels in REGIONS.items()}
-    flags = [*quality_flags(result.case, result.prediction), *result.notes]
+    flags = result.flags
     alpha = card.calibration.alpha if card and card.calibration else 0.1
     parts = {'Summary': _numbers(result, lesions, alpha) + _remarks(result, lesions), 'Overlays': _overlays(result, lesions, options),
              'Mesh': _mesh(result, options), 'Errors': _errors(result, options), 'Uncertainty': _doubt(result, options),

@@ -5,6 +5,7 @@
 # %% ../nbs/01b_cases.ipynb #72a27379
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .brain import check_agreement, settle_channel
+from .brain import box_of, check_agreement, coarse_steps, settle_channel
 from .core import MODALITIES, Case, Geometry, InputError
 from .failures import failing_alone
 from .grids import fit_grid, on_grid, same_place, turn, turn_between
@@ -22,7 +23,7 @@ from .layouts import Study, check_complete, find_study
 from .nifti import PathLike, check_label, check_memory, grid_shape, header_geometry, read_header, read_label, read_volumes
 
 # %% auto #0
-__all__ = ['check_sequences', 'exchanged', 'read_case', 'check_case', 'check_cases', 'refuse_broken']
+__all__ = ['Box', 'check_sequences', 'exchanged', 'widen', 'read_case', 'check_case', 'check_cases', 'refuse_broken']
 
 # %% ../nbs/01b_cases.ipynb #0dba8d6a
 def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
@@ -80,10 +81,11 @@ def check_sequences(
     image: np.ndarray,  # (4, X, Y, Z), channels in the library's order; zeros for a sequence that is not there
     grid: Geometry,  # its grid
     files: Mapping[str, Path],  # modality -> file, for what is said
+    box: Sequence[slice] | None = None,  # of the scan, where `image` is that; the rest is zero
 ) -> None:
     "Refuse the same voxels under two names; warn where sequences look like one scan, or exchanged."
     step = [max(1, round(4 / s)) for s in grid.spacing_mm]
-    thin = image[:, ::step[0], ::step[1], ::step[2]]
+    thin = image[(slice(None), *(slice(-b.start % n, None, n) for b, n in zip(box or (slice(0, None),) * 3, step)))]  # the same voxels in a box
     there = [c for c in range(len(image)) if thin[c].any()]
     for n, first in enumerate(there):
         for second in there[n + 1:]:
@@ -151,6 +153,88 @@ def _without_rim(mask: np.ndarray, steps: Sequence[int]) -> np.ndarray:
             inner &= np.roll(inner, 1, axis) & np.roll(inner, -1, axis)
     return inner[1:-1, 1:-1, 1:-1]
 
+# %% ../nbs/01b_cases.ipynb #5d9e1c44
+_MARGIN_MM, _MARGIN_VOX = 6.0, 4
+
+Box = tuple[slice, slice, slice]
+
+
+def _with_margin(box: Sequence[slice] | None, grid: Geometry) -> Box:
+    "A box with its margin, within the grid; the whole grid where there is no box."
+    if box is None:
+        return tuple(slice(0, n) for n in grid.shape)
+    found = []
+    for b, n, edge, step in zip(box, grid.shape, grid.spacing_mm, coarse_steps(grid)):
+        more = max(_MARGIN_VOX, math.ceil(_MARGIN_MM / edge))
+        low = max(0, b.start - more)
+        found.append(slice(low - low % step, min(n, b.stop + more)))
+    return tuple(found)
+
+
+def _around(boxes: Iterable[Sequence[slice] | None]) -> Box | None:
+    "The box around several; None where there is none."
+    there = [b for b in boxes if b is not None]
+    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*there)) if there else None
+
+
+def _place_in(parts: Mapping[int, tuple[Box, np.ndarray]], box: Box) -> np.ndarray:
+    "Sequences (4, X, Y, Z) over a box, of what is known of each within it; taken out of `parts` one by one."
+    shape = [b.stop - b.start for b in box]
+    out = np.zeros((len(MODALITIES), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)
+    for channel in list(parts):
+        own, values = parts.pop(channel)
+        out[(channel, *(slice(o.start - b.start, o.stop - b.start) for o, b in zip(own, box)))] = values
+    return out
+
+
+def _read_box(
+    study: Study, headers: dict[Path, nib.Nifti1Header], grid: Geometry, allow_missing: bool, label: np.ndarray | None,
+) -> tuple[np.ndarray, Box]:
+    "What `_read_images` reads, as far as it is not air, and the box that this is."
+    parts: dict[int, tuple[Box, np.ndarray]] = {}
+    for path in headers:
+        modalities, turned = [m for m, own in study.images.items() if own == path], _turn_of(path, headers[path], grid)
+        for modality, volume in zip(modalities, read_volumes(path), strict=True):
+            volume = (turn(volume, *turned) if turned else volume).astype(np.float32, copy=False)
+            said = _check_channel(volume, modality, path, grid, allow_missing)
+            if said:
+                warnings.warn(said, stacklevel=3)
+            own = box_of(volume != 0)
+            if own is not None:
+                parts[MODALITIES.index(modality)] = own, np.array(volume[own], order='F')
+            del volume
+    box = _with_margin(_around([*(own for own, _ in parts.values()), None if label is None else box_of(label != 0)]), grid)
+    out = _place_in(parts, box)
+    check_agreement(out, grid, MODALITIES, f'case {study.id}')
+    return out, box
+
+
+def _boxed(
+    id: str, image: np.ndarray, scan: Geometry, label: np.ndarray | None, schema: str | None, sources: dict[str, str], box: Box,
+) -> Case:
+    "The case that holds a box of a scan; without a header, as that is the scan's."
+    affine = scan.affine.copy()
+    affine[:3, 3] = (scan.affine @ [*(b.start for b in box), 1.0])[:3]
+    grid = Geometry(tuple(b.stop - b.start for b in box), affine)
+    return Case(id, image, grid, None if label is None else label[box].copy(order='K'), schema, None, sources, scan=scan, box=box)
+
+
+def widen(
+    case: Case,  # of `read_case`
+    volume: np.ndarray,  # on the grid of its files, such as a prediction
+) -> Case:  # the same case where it holds that already
+    "A case whose box holds what is not zero of a volume as well, with its margin."
+    own = None if case.box is None else box_of(volume != 0)
+    box = case.box if own is None else _around([case.box, _with_margin(own, case.scan)])
+    if box == case.box:
+        return case
+    image = _place_in({c: (case.box, values) for c, values in enumerate(case.image)}, box)
+    label = None if case.label is None else np.zeros(case.scan.shape, np.uint8, order='F')
+    if label is not None:
+        label[case.box] = case.label
+    return _boxed(case.id, image, case.scan, label, case.schema, case.sources, box)
+
+
 # %% ../nbs/01b_cases.ipynb #4cfe8310
 def read_case(
     source: Study | PathLike | Iterable[PathLike] | Mapping[str, PathLike],  # a study or anything `find_study` takes
@@ -159,6 +243,7 @@ def read_case(
     with_label: bool = True,  # False ignores a label that is there
     allow_missing: bool = False,  # zeros for sequences that are not there (see `Case.sources`); at least one must be
     channels: str | Sequence[str] | None = None,  # the order of the channels of a 4-D file; None: as the file or its dataset.json says
+    trim: bool = False,  # hold only the box of brain and label, with a margin: `Case.box`; a file is whole in memory one at a time
 ) -> Case:
     "Read and check a study in any supported layout."
     study = source if isinstance(source, Study) else find_study(source, label, schema, None, allow_missing, channels)
@@ -167,11 +252,13 @@ def read_case(
     if with_label and study.label is not None:
         annotation, grid, known = read_label(study.label, schema, study.schema, study.stated)
         annotation = on_grid(annotation, grid, geometry, str(study.label), next(iter(headers)).name)
-    image = _read_images(study, headers, geometry, allow_missing)
+    image, box = _read_box(study, headers, geometry, allow_missing, annotation) if trim else (_read_images(study, headers, geometry, allow_missing), None)
     if allow_missing and not image.any():  # else no sequence can be
         raise InputError(f'case {study.id}: every sequence is zero, expected a scan')
-    check_sequences(image, geometry, study.images)
+    check_sequences(image, geometry, study.images, box)
     sources = {m: str(p) for m, p in study.images.items()} | ({'label': str(study.label)} if study.label else {})
+    if trim:
+        return _boxed(study.id, image, geometry, annotation, known, sources, box)
     return Case(study.id, image, geometry, annotation, known, next(iter(headers.values())), sources)
 
 

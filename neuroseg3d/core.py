@@ -156,9 +156,12 @@ class Case:
     header: 'nib.Nifti1Header | None' = None  # NIfTI header of the (first) image file, for writing back
     sources: dict[str, str] = field(default_factory=dict)  # modality or 'label' -> file
     modalities: tuple[str, ...] = MODALITIES
+    scan: Geometry | None = None  # the grid of its files; that of the case, unless the case holds only a box of it
+    box: tuple[slice, slice, slice] | None = None  # of the scan that the case holds; None: all of it
 
     def __post_init__(self):
         self.id = self.id.encode('utf-8', 'replace').decode()  # pages and tables cannot hold half characters
+        self.scan = self.scan or self.geometry
         expected = (len(self.modalities), *self.geometry.shape)
         if self.image.shape != expected:
             raise InputError(f'case {self.id}: image has shape {self.image.shape}, expected {expected}')
@@ -171,6 +174,10 @@ class Case:
         spacing = 'x'.join(f'{s:.3g}' for s in grid.spacing_mm)
         labelled = 'with label' if self.label is not None else 'no label'
         return f'Case({self.id}: {"/".join(self.modalities)}, {size} at {spacing} mm, {grid.orientation}, {labelled})'
+
+    def cut(self, volume: np.ndarray) -> np.ndarray:
+        "What the case holds of a volume on the grid of its files."
+        return volume if self.box is None else volume[self.box].copy(order='K')
 
     def forget_image(self) -> None:
         "Let go of the voxels, which are most of a case's memory; grid, header and label stay."

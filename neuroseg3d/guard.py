@@ -118,7 +118,7 @@ def identity_of(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            return identify(read_case(study, with_label=False, allow_missing=True)) if study.images else _by_label(study)
+            return identify(read_case(study, with_label=False, allow_missing=True, trim=True)) if study.images else _by_label(study)
         except InputError:
             return _by_label(study)
 

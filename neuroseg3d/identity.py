@@ -213,10 +213,19 @@ def identify(
     case: Case,  # on its native grid
 ) -> Identity:
     "The identity of an exam in memory."
-    found = {m: voxel_hash(v, case.geometry.affine) for m, v in zip(case.modalities, case.image)}
+    found = {m: voxel_hash(_to_corners(v, case), case.geometry.affine) for m, v in zip(case.modalities, case.image)}
     if case.label is not None:
-        found['label'] = voxel_hash(case.label, case.geometry.affine)
+        found['label'] = voxel_hash(_to_corners(case.label, case), case.geometry.affine)
     return Identity({k: v for k, v in found.items() if v}, {m: as_text(t) for m, t in thumbnails(case).items()})
+
+
+def _to_corners(volume: np.ndarray, case: Case) -> np.ndarray:
+    "A volume whose corners tell the same as those of the whole scan: itself, but for one that is not zero in a corner of the scan."
+    if case.box is None or not volume[np.ix_(*[(0, -1)] * 3)].any():
+        return volume
+    whole = np.zeros(case.scan.shape, volume.dtype, order='F')
+    whole[case.box] = volume
+    return whole
 
 
 def as_text(

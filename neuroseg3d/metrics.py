@@ -400,8 +400,9 @@ def voxel_confusion(
         raise InputError(f'prediction has shape {pred.shape}, reference {ref.shape}; expected the same grid')
     within = (pred > 0) | (ref > 0) if within is None else within
     n = len(Label)
-    counts = np.bincount(ref[within].astype(np.int64) * n + pred[within], minlength=n * n).reshape(n, n)
-    return normalise_confusion(counts, normalise)
+    counts = sum(np.bincount(r[w].astype(np.int64) * n + p[w], minlength=n * n)  # slice by slice: eight bytes a voxel are many
+                 for r, p, w in zip(*(np.moveaxis(v, -1, 0) for v in (ref, pred, within))))
+    return normalise_confusion(counts.reshape(n, n), normalise)
 
 
 def normalise_confusion(

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from .casepage import (CaseResult, ModelCard, ReportOptions, _cell, _chip, _confusion, _figure, _flag_list, _number, _provenance,
-                                 _section, quality_flags, write_case, write_page)
-from .cases import check_case, read_case
+                                 _section, write_case, write_page)
+from .cases import check_case, read_case, widen
 from .checkpoint import Model
 from .core import REGIONS, Case, InputError, labels_to_regions
 from .evaluate import LabelFile, compare, find_labels, read_manifest
@@ -72,8 +72,7 @@ def _row(result: CaseResult, page: str) -> CohortRow:
     if result.reference is not None:
         confusion = np.stack([voxel_confusion(result.prediction, result.reference, mask, None) for mask in (None, result.case.brain)])
     picture = show_planes(result.case, result.prediction, result.reference, dpi=64)
-    flags = len(quality_flags(result.case, result.prediction)) + len(result.notes)
-    return CohortRow(result.case.id, page, flags, list(result.rows), {r: result.volume_ml(r) for r in REGIONS},
+    return CohortRow(result.case.id, page, len(result.flags), list(result.rows), {r: result.volume_ml(r) for r in REGIONS},
                      {r: ends for r in REGIONS if (ends := result.interval(r))},
                      {r: result.expected_dice.get(r, math.nan) for r in REGIONS}, confusion,
                      _figure(picture, f'{result.case.id}: three planes', '').encode())
@@ -288,6 +287,7 @@ def read_results(
     attribute: bool = True,  # with a model: also which sequence drove which region, 16 predictions a case
     failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
     channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
+    trim: bool = False,  # without a model: hold of each case only the box of brain, label and prediction, as for `read_case`
 ) -> Iterator[CaseResult]:
     "Predictions with the cases they are of, one at a time; a prediction without a case is an error."
     pairs, manifest = _paired(pred, data, channels), read_manifest(pred)
@@ -296,7 +296,7 @@ def read_results(
             continue
         entry, result = manifest.get(study.id, {}), None
         with failing_alone(study.id, failures):
-            result = _with_more(_read_result(study, file, entry, pred_schema, ref_schema), file.path, entry, model, attribute)
+            result = _with_more(_read_result(study, file, entry, pred_schema, ref_schema, trim and model is None), file.path, entry, model, attribute)
         if result is not None:
             yield result
         del result
@@ -332,11 +332,13 @@ def check_results(
     return failed
 
 
-def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None) -> CaseResult:
+def _read_result(study: Study, file: LabelFile, entry: Mapping, pred_schema: str | None, ref_schema: str | None, trim: bool) -> CaseResult:
     "A label map with its case and, where there is a reference, its scores."
-    case = read_case(study, schema=ref_schema, allow_missing=True)
+    case = read_case(study, schema=ref_schema, allow_missing=True, trim=trim)
     prediction, grid, _ = read_label(file.path, pred_schema, file.schema)
-    prediction = on_grid(prediction, grid, case.geometry, str(file.path), f'the scan of {study.id}')
+    prediction = on_grid(prediction, grid, case.scan, str(file.path), f'the scan of {study.id}')
+    case = widen(case, prediction)
+    prediction = case.cut(prediction)
     rows = score_case(prediction, case.label, case.geometry.steps_mm, case=study.id) if case.label is not None else []
     return CaseResult(case, prediction, rows, intervals_ml=entry.get('intervals_ml', {}), provenance=_made(entry))
 
@@ -357,20 +359,35 @@ def _with_files(result: CaseResult, path: Path, presence: Sequence[float]) -> Ca
     places = [path.parent / kind / path.name for kind in ('probabilities', 'entropy')]
     if places[0].is_file():
         stored = read_probabilities(places[0], tuple(read_header(places[0]).get_data_shape()[:3]))
-        p = torch.from_numpy(np.stack([_placed(v, places[0], result.case) for v in stored]) / np.float32(255))
+        maps = [_placed(v, places[0], result.case) for v in stored]
+        result = _widened(result, maps)
+        p = torch.from_numpy(np.stack([result.case.cut(v) for v in maps]) / np.float32(255))
         masks = torch.from_numpy(labels_to_regions(result.prediction))
         dice = expected_dices(p, masks, result.case.geometry.voxel_ml, presence)
         return replace(result, entropy={r: coin_entropy(p[i]).numpy() for i, r in enumerate(REGIONS)}, expected_dice=dice)
     if places[1].is_file():
         volume = np.asarray(nib.load(places[1]).dataobj, np.float32)
-        return replace(result, entropy={'mean of WT, TC, ET': _placed(volume, places[1], result.case)})
+        volume = _placed(volume, places[1], result.case)
+        result = _widened(result, [volume])
+        return replace(result, entropy={'mean of WT, TC, ET': result.case.cut(volume)})
+    return result
+
+
+def _widened(result: CaseResult, volumes: Iterable[np.ndarray]) -> CaseResult:
+    "A result whose case holds what is not zero of more volumes on the grid of its files."
+    for volume in volumes:
+        old, case = result.case, widen(result.case, volume)
+        if case is not old:
+            prediction = np.zeros(old.scan.shape, result.prediction.dtype, order='F')
+            prediction[old.box] = result.prediction
+            result = replace(result, case=case, prediction=case.cut(prediction), reference=None)
     return result
 
 
 def _placed(volume: np.ndarray, path: Path, case: Case) -> np.ndarray:
-    "A map that was stored beside a label map, on the grid of its case."
+    "A map that was stored beside a label map, on the grid of the files of its case."
     grid = header_geometry(read_header(path), volume.shape)
-    return on_grid(volume, grid, case.geometry, str(path), f'the scan of {case.id}')
+    return on_grid(volume, grid, case.scan, str(path), f'the scan of {case.id}')
 
 
 _ALIKE = 0.98  # Dice of two label maps below which they are not taken for the same: other hardware moves some voxels of a border
@@ -450,9 +467,9 @@ def report_cohort(
     if not allow_training:
         check_not_trained_on(seen, len(find_labels(pred)))
     if compare_with is not None:
-        results = read_results(compare_with, data, pred_schema, ref_schema, failures=failures, channels=channels)
+        results = read_results(compare_with, data, pred_schema, ref_schema, failures=failures, channels=channels, trim=True)
         other = Path(compare_with).name, [row for result in results for row in result.rows]
     made = {'predictions': str(pred), 'cohort': str(data)} | dict(provenance or {})
-    results = read_results(pred, data, pred_schema, ref_schema, model, attribute, failures, channels)
+    results = read_results(pred, data, pred_schema, ref_schema, model, attribute, failures, channels, trim=True)
     return write_report(_told(results, len(find_labels(pred)), list(seen.cases), say), path, title, made, card=_cards(pred, model), other=other, warnings=seen.remarks(),
                         failures=failures)
