@@ -82,7 +82,7 @@ def cut(
 ) -> np.ndarray:  # (rows, columns), to be drawn with the first row at the bottom
     "One slice as it is laid on the page."
     p = PLANES[plane]
-    section = np.take(volume, index, axis=p.normal)  # the two axes left are (across, up), in this order
+    section = volume[(slice(None),) * p.normal + (index,)]  # a view; the two axes left are (across, up), in this order
     return section[::-1].T
 
 # %% ../nbs/03_viz.ipynb #73ff2666
