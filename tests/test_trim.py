@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuroseg3d.casepage import ReportOptions, case_html
-from neuroseg3d.cases import read_case, widen
+from neuroseg3d.cases import widen
 from neuroseg3d.core import Case, Geometry
 from neuroseg3d.identity import identify
 from neuroseg3d.nifti import write_label
