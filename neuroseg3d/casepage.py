@@ -36,7 +36,7 @@ from .folders import Results
 from .infer import rules_of
 from .metrics import normalise_confusion, voxel_confusion
 from .uncertainty import qu_brats, show_uncertainty
-from .viz import (ENTROPY, PALETTE, Picture, embed, error_paint, largest_slices, mesh_figure, page_head, page_tail,
+from .viz import (ENTROPY, PALETTE, Picture, Scale, embed, error_paint, largest_slices, mesh_figure, page_head, page_tail,
                             show_distances, show_errors, show_planes)
 from .xai import Shapley
 
@@ -249,13 +249,13 @@ def _overlays(result: CaseResult, lesions: Mapping[str, Sequence[Diameters]], op
                           'Volume of each connected lesion' + ('; outlined: reference.' if result.reference is not None else '.'), True)
 
 
-def _errors(result: CaseResult, options: ReportOptions) -> str:
+def _errors(result: CaseResult, options: ReportOptions, distances: dict[str, np.ndarray] | None = None) -> str:
     "Where the prediction is wrong and by how much; nothing without a reference."
     if result.reference is None:
         return ''
     case, size = result.case, dict(modality=options.modality, width_in=options.width_in, dpi=options.dpi)
     kinds = show_errors(case, result.prediction, result.reference, planes=['axial'], **size)
-    far = show_distances(case, result.prediction, result.reference, **size)
+    far = show_distances(case, result.prediction, result.reference, distances=distances, **size)
     counts = [voxel_confusion(result.prediction, result.reference, mask, None) for mask in (None, case.brain)]
     return (_figure(kinds, f'{case.id}: error map', 'Errors by region, in the axial slice where the region is largest; volumes are those '
                     'of the whole region.')
@@ -320,11 +320,16 @@ def _attribution(result: CaseResult) -> str:
         f'<p class="quiet small">{escape(found.limits)}</p>')
 
 # %% ../nbs/13a_casepage.ipynb #29b82389
-def _mesh(result: CaseResult, options: ReportOptions) -> str:
+def _error_paint(result: CaseResult) -> tuple[Scale, dict[str, np.ndarray]] | None:
+    "Signed distances to the reference, for mesh and error maps; None without one."
+    return None if result.reference is None else error_paint(result.prediction, result.reference, result.case.geometry)
+
+
+def _mesh(result: CaseResult, options: ReportOptions, errors: tuple[Scale, dict[str, np.ndarray]] | None = None) -> str:
     "A place for the mesh, and its data."
     paint, regions = {}, set(result.entropy) & set(REGIONS)
     if result.reference is not None:
-        paint['signed error'] = error_paint(result.prediction, result.reference, result.case.geometry)
+        paint['signed error'] = errors or _error_paint(result)
     if result.entropy:
         mean = np.mean(list(result.entropy.values()), axis=0)
         paint['entropy'] = ENTROPY, {r: result.entropy[r] if r in regions else mean for r in REGIONS}
@@ -501,8 +506,9 @@ def case_html(
     lesions = {r: lesion_diameters(np.isin(result.prediction, labels), result.case.geometry) for r, labels in REGIONS.items()}
     flags = result.flags
     alpha = card.calibration.alpha if card and card.calibration else 0.1
+    errors = _error_paint(result)
     parts = {'Summary': _numbers(result, lesions, alpha) + _remarks(result, lesions), 'Overlays': _overlays(result, lesions, options),
-             'Mesh': _mesh(result, options), 'Errors': _errors(result, options), 'Uncertainty': _doubt(result, options),
+             'Mesh': _mesh(result, options, errors), 'Errors': _errors(result, options, errors and errors[1]), 'Uncertainty': _doubt(result, options),
              'Attribution': _attribution(result), 'Inputs': _inputs(result, flags), 'Model card': card.html if card else '',
              'Provenance': _provenance({**result.provenance, **(provenance or {})})}
     links = ''.join(f'<a href="#{t.lower().replace(" ", "-")}">{t}</a>' for t, body in parts.items() if body)

@@ -281,12 +281,12 @@ def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
     values = next(read_volumes(path, dtype=None)).reshape(shape)
     if values.dtype.kind == 'f':
         values = _whole(values, path)
-    return values, np.unique(values)
+    return values, np.unique(values.ravel(order='K'))
 
 
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:
     "Ids that came as real numbers, rounded by no more than the file's scaling (or single precision) explains."
-    found = np.unique(values)
+    found = np.unique(values.ravel(order='K'))
     if not np.isfinite(found).all():
         n = int((~np.isfinite(values)).sum())
         raise InputError(f'{path}: found fractional or non-finite label values such as {found[~np.isfinite(found)][0]:g}: {n:,} voxel(s) are '

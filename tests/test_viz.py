@@ -8,7 +8,8 @@ from scipy import ndimage
 from neuroseg3d.cases import read_case
 from neuroseg3d.core import Case, Geometry
 from neuroseg3d.layouts import find_cases
-from neuroseg3d.viz import make_view, mesh_figure, mesh_volume_ml, show_errors, show_modalities, show_planes, surface_mesh
+from neuroseg3d.viz import (_without_holes, error_paint, make_view, mesh_figure, mesh_volume_ml, show_distances, show_errors,
+                            show_modalities, show_planes, surface_mesh)
 
 REAL = Path(__file__).parents[2] / 'shared' / 'data'
 
@@ -112,3 +113,20 @@ def test_a_lesion_anywhere_in_a_large_scan_is_where_its_voxels_are():
     near = np.linalg.norm(points - centre, axis=1) < 12
     assert near.any() and abs((points[near].min(0) + points[near].max(0)) / 2 - centre).max() < 0.1
     assert mesh_volume_ml(points, faces) == pytest.approx(mask.sum() * 0.48 / 1000, rel=0.02)
+
+
+def test_holes_of_a_brain_are_closed_as_by_scipy():
+    rng = np.random.default_rng(0)
+    for level in (-0.05, 0.0, 0.1, 0.2):
+        mask = np.asfortranarray(ndimage.gaussian_filter(rng.normal(size=(30, 28, 26)), 1.2) > level)
+        mask[:3] = 0
+        assert mask.any() and np.array_equal(_without_holes(mask), ndimage.binary_fill_holes(mask))
+
+
+def test_distances_that_are_known_draw_the_same_picture():
+    label = np.zeros((40, 42, 44), np.uint8)
+    label[10:25, 12:28, 14:30], label[14:22, 16:24, 18:26] = 1, 2  # without enhancing tumour
+    case = Case('known', np.ones((4, *label.shape), np.float32), Geometry(label.shape, np.diag([1.0, 2, 3, 1])), label)
+    wrong = np.roll(label, 3, 0)
+    known = error_paint(wrong, label, case.geometry)[1]
+    assert show_distances(case, wrong, distances=known).png() == show_distances(case, wrong).png() and not known
