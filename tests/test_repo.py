@@ -204,6 +204,12 @@ def test_no_wing_needs_private_names_of_another(path):
     assert not private
 
 
+def test_the_page_how_it_is_built_lists_every_room():
+    page = '\n'.join(c['source'] for c in read(ROOT / 'nbs' / '93_how_it_is_built.ipynb') if c['cell_type'] == 'markdown')
+    listed = re.findall(r'^\|[^|]*\| `([\w.]+)` \| \[[^]]+\]\(([^)]+)\) \|$', page, flags=re.MULTILINE)
+    assert dict(listed) == {module: path.name for module, path in MODULES.items()} and len(listed) == len(MODULES)
+
+
 def test_every_module_is_in_a_wing_of_the_plan():
     assert {wing(m) for m in MODULES} - {''} <= set(WINGS)
 
