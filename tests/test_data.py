@@ -142,7 +142,7 @@ def test_no_patient_is_in_two_folds(tmp_path_factory, n, visits, folds, seed):
     studies = [Study(f'BraTS-GLI-{p:05d}-{v:03d}', 'brats2023', dict.fromkeys(MODALITIES, file)) for p in range(n)
                for v in range(visits[p])]
     with pytest.MonkeyPatch.context() as patch:  # by name alone: nothing is known of their voxels
-        patch.setattr('neuroseg3d.studies.split._look_at_all', lambda studies, progress: {s.id: {'files': {}, 'identity': {'voxels': {}, 'thumbnails': {}}} for s in studies})
+        patch.setattr('neuroseg3d.studies.split._look_at_all', lambda studies, *_: {s.id: {'files': {}, 'identity': {'voxels': {}, 'thumbnails': {}}} for s in studies})
         split = make_split(studies, folds, seed)
     assert (split.n_folds, split.asked_folds) == ((folds, None) if n >= folds else (n, folds))
     folds = split.n_folds

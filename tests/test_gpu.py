@@ -54,7 +54,7 @@ class Runs:
                    'accelerator': {'cuda': 'gpu'}.get(device, device), 'precision': precision, **trainer}
         settings = {'data': {'root': self.cohort, 'patch_size': 16, 'n_folds': 3, 'batch_size': 2, 'loader': 'thread', 'workers': 1},
                     'model': {'preset': 'base', 'filters': [4, 8, 12], 'strides': [1, 2, 2], 'kernels': 3, 'deep_supervision': 1,
-                              'dropout': 0.2}, 'space': {'spacing_mm': SPACING_MM}, 'infer': {'size': 32},
+                              'dropout': 0.2}, 'space': {'spacing_mm': SPACING_MM}, 'infer': {'roi_size': 32},
                     'logger': {'kind': 'none'}, 'trainer': trainer}
         return ['train', '--resume', 'auto', *(w for s, values in settings.items() for k, v in values.items() for w in (f'--{s}.{k}', str(v)))]
 
@@ -370,15 +370,15 @@ def test_a_case_is_explained_on_another_device():
     assert all(torch.equal(a, b) for a, b in zip(random.networks[0].parameters(), weights))
 
 
-@pytest.mark.parametrize('targets, over, grid', [('regions', 'window', 'brain'), ('labels', 'window', 'brain'), ('regions', 'brain', 'scan')])
-def test_a_step_and_a_validation_stay_on_their_device(targets, over, grid):
+@pytest.mark.parametrize('targets, over', [('regions', 'window'), ('labels', 'window'), ('regions', 'brain')])
+def test_a_step_and_a_validation_stay_on_their_device(targets, over):
     config = build(Config, {'data': {'patch_size': 16}, 'loss': {'targets': targets}, 'space': {'spacing_mm': SPACING_MM},
                             'model': {'preset': 'base', 'filters': [4, 8, 12], 'strides': [1, 2, 2], 'kernels': 3, 'deep_supervision': 1,
                                       'checkpointing': True, 'norm_over': over, 'out_channels': get_targets(targets).out_channels},
-                            'infer': {'size': 32, 'precision': '32', 'grid': grid}})
+                            'infer': {'roi_size': 32, 'precision': '32'}})
     image, label = (torch.from_numpy(x) for x in ball_case(3))
     patches = {'image': image.movedim(-1, 0)[None, :, 4:20, 4:20, 4:20].repeat(2, 1, 1, 1, 1) / 100, 'label': label[None, None, 4:20, 4:20, 4:20].repeat(2, 1, 1, 1, 1)}
-    volume = {'image': image.movedim(-1, 0)[None] / 100, 'label': label[None, None], 'case_id': ['a'], 'around': torch.zeros(1, 2, 3, dtype=torch.int)}
+    volume = {'image': image.movedim(-1, 0)[None] / 100, 'label': label[None, None], 'case_id': ['a']}
 
     def learn(device):
         torch.manual_seed(0)

@@ -142,7 +142,7 @@ def test_search_finds_a_name(browser, address):
       for (const kind of ['input', 'keyup']) box.dispatchEvent(new Event(kind, {bubbles: true}));
       for (let i = 0; i < 50; i++) {
         await new Promise(r => setTimeout(r, 100));
-        const hits = [...document.querySelectorAll('a')].filter(a => /01b_cases/.test(a.href) && !a.closest('#quarto-sidebar') && !a.closest('main'));
+        const hits = [...document.querySelectorAll('a')].filter(a => /15_studies.cases/.test(a.href) && !a.closest('#quarto-sidebar') && !a.closest('main'));
         if (hits.length) return hits.length;
       }
       return 0;
