@@ -350,7 +350,7 @@ def test_a_case_is_segmented_and_assessed_on_another_device(targets, tmp_path):
 
 @pytest.mark.filterwarnings('ignore:integrated gradients')
 def test_a_case_is_explained_on_another_device():
-    asked = model(size=(32, 32, 32))
+    asked = model(roi_size=(32, 32, 32))
     explain = {'grad_cam': {'layer': 'unet.encoder.2'}, 'integrated_gradients': {'steps': 2}, 'occlusion': {'cube_mm': 60.0}, 'shapley': {}}
     methods = {'grad_cam': xai.grad_cam, 'integrated_gradients': xai.integrated_gradients, 'occlusion': xai.occlusion,
                'shapley': xai.shapley_map}
