@@ -15,6 +15,7 @@ from neuroseg3d.evaluation.evaluate import evaluate
 from neuroseg3d.plots.meshes import error_paint, mesh_figure
 from neuroseg3d.plots.planes import show_distances
 from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.headers import check_affine, settle_header
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import header_geometry, read_header, read_label, write_label
 
@@ -350,3 +351,46 @@ def test_distances_on_a_sheared_grid_are_called_approximate_beside_them(lean):
     for text in (' '.join(shown), scale.unit, mesh):
         assert 'mm from the border of the reference' in text
         assert ('mm from the border of the reference, approximate, as the axes of the scan lean on each other' in text) == bool(lean)
+
+
+def test_an_affine_of_no_head_says_why():
+    ok = np.array([[-0.9, 0.1, 0, 90], [0.1, 0.9, 0, -120], [0, 0, 3, -70], [0, 0, 0, 1.0]])
+    check_affine(ok, 'ok')
+    for spoilt, message in ((np.diag([np.nan, 1, 1, 1]), 'expected finite numbers'), (np.diag([1, 1, 0, 1.0]), 'singular'),
+                            (np.diag([1, 1, 0.01, 1]), r'edges of 1 x 1 x 0.01 mm, expected 0.05 to 20 mm'), (np.diag([1e30, 1, 1, 1]), 'edges of 1e.30'),
+                            (ok + 1e6 * np.eye(4, k=3), r'its first voxel lies 1,000,090 mm from the origin'),
+                            (ok @ (np.eye(4) + 2 * np.eye(4, k=1) * [0, 1, 0, 0]), r'a voxel has 4\d% of the volume of its box')):
+        with pytest.raises(InputError, match=message):
+            check_affine(spoilt, 'a.nii')
+
+
+def test_a_settled_header_has_one_affine():
+    def header_of(sform=None, qform=None, unit='mm', pixdim=None, shape=(40, 44, 46)):
+        header = nib.Nifti1Header()
+        header.set_data_shape(shape)
+        header.set_qform(qform, 1) if qform is not None else None
+        header.set_sform(sform, 1) if sform is not None else None
+        header.set_xyzt_units(unit)
+        if pixdim is not None:
+            header['pixdim'][1:4] = pixdim
+        return header, np.array(header['pixdim'][1:4])
+
+    two, one = np.diag([2, 2, 2, 1.0]), np.diag([1, 1, 1, 1.0])
+    flipped = np.diag([-2, 2, 2, 1.0])
+    for arguments, message, orientation in ((dict(sform=two, qform=one), 'sform has voxels of 2 x 2 x 2 mm in RAS, qform of 1 x 1 x 1 mm in RAS', 'RAS'),
+                                            (dict(sform=two, qform=flipped), 'in RAS, qform of 2 x 2 x 2 mm in LAS', 'RAS'),
+                                            (dict(sform=flipped, pixdim=1), 'pixdim has voxels of 1 x 1 x 1 mm, the affine of 2 x 2 x 2 mm', 'LAS')):
+        with pytest.warns(UserWarning, match=message):
+            settled = settle_header(*header_of(**arguments), 'a.nii')
+        assert np.array_equal(settled.get_sform(), settled.get_qform()) and settled['pixdim'][1] == 2
+        assert Geometry((2, 2, 2), settled.get_best_affine()).orientation == orientation
+    for unit, factor in (('meter', 1e-3), ('micron', 1e3)):
+        small = np.diag([factor, factor, factor, 1]) @ flipped
+        with pytest.warns(UserWarning, match='converted to mm'):
+            settled = settle_header(*header_of(small, small, unit), 'a.nii')
+        assert np.allclose(settled.get_best_affine(), flipped) and settled.get_xyzt_units()[0] == 'mm' and settled['pixdim'][2] == 2
+    header, pixdim = header_of(flipped, flipped)
+    assert settle_header(header, pixdim, 'a.nii') is header  # not a byte is changed
+    header, pixdim = header_of(pixdim=0)
+    with pytest.raises(InputError, match='a.nii: no voxel size is known: pixdim is 0 x 0 x 0 mm'):
+        settle_header(header, pixdim, 'a.nii')
