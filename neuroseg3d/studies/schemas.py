@@ -101,7 +101,7 @@ def _ids_of(pair: str, name: str) -> tuple[str, list[int]]:
                          f'for each of {", ".join(_LABEL_KEYS)} or {_IGNORED_KEY}')
     return key, [int(n) for n in found]
 
-# %% ../../nbs/11_studies.schemas.ipynb #ff5a78bb
+# %% ../../nbs/11_studies.schemas.ipynb #cd7fcde7
 def _spelt_out(name: str) -> Schema:
     "A schema from ids by label."
     ids, also, ignored, keys = {Label.BACKGROUND: 0}, {}, {}, set()
@@ -118,7 +118,7 @@ def _spelt_out(name: str) -> Schema:
         else:
             label = _LABEL_KEYS[key]
             ids[label] = found[0]
-            also |= {n: (label, LABEL_NAMES[label]) for n in found[1:]}
+            also |= dict.fromkeys(found[1:], (label, LABEL_NAMES[label]))
     if len(ids) == 1:
         raise InputError(f'label schema {_short(name)}: names no tumour; '
                          f'expected at least one of {", ".join(_LABEL_KEYS)}')
