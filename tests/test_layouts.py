@@ -438,3 +438,42 @@ def test_a_label_map_is_checked_with_its_case(tmp_path):
     stored(tmp_path / 'l_short.nii.gz', IDS[:-1])
     with pytest.raises(InputError, match=r'l_short.nii.gz: found shape \(20, 22, 23\), expected \(21, 22, 23\) as in image'):
         check_case(find_study(tmp_path / 'image.nii.gz', label=tmp_path / 'l_short.nii.gz', channels=MODALITIES), 'msd')
+
+
+def write(folder, *names, shape=(3, 4, 5), value=1):
+    "Files of one value."
+    for name in names:
+        path = Path(folder) / f'{name}.nii.gz'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.full(shape, value, np.uint8), np.eye(4)), path)
+
+
+def test_a_part_of_the_files_implies_the_schema_of_all(tmp_path):
+    for given, schema in ((('flair', 't1ce'), 'brats2017'), (('t2f', 't1n', 't2w'), 'brats2023'), (('flair', 't1', 't2'), None)):
+        files = [tmp_path / f'b_{name}.nii.gz' for name in given]  # the label ids of a part of the files are those of all of them
+        for path in files:
+            nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4)), path)
+        assert find_study(files, allow_missing=True).schema == schema
+
+
+def test_a_cohort_of_every_layout(tmp_path):
+    root, elsewhere = tmp_path / 'cohort', tmp_path / 'elsewhere'
+    root.mkdir()
+    write(root, 'msd/imagesTr/B_001', 'msd/imagesTr/B_002', shape=(3, 4, 5, 4))
+    write(root, 'msd/labelsTr/B_001', 'nnu/labelsTr/N_1', *(f'nnu/imagesTr/N_1_000{c}' for c in range(4)))
+    (root / 'msd/dataset.json').write_text('{"modality": {"0": "T2w", "1": "t1gd", "2": "T1w", "3": "FLAIR"}, "labels": {"0": "background"}}')
+    (root / 'nnu/dataset.json').write_text('{"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}, "file_ending": ".nii.gz"}')
+    write(root, *(f'bids/sub-01/anat/sub-01_{s}' for s in ('T1w', 'ce-gadolinium_T1w', 'T2w', 'FLAIR')), 'bids/derivatives/x/sub-01/anat/sub-01_desc-tumor_mask')
+    write(root, *(f'visits/P1-{v}_{s}' for v in ('T1', 'T2') for s in ('flair', 't1', 't1gd', 't2')), '.Trash-0/P9/P9_flair', 'few/P7_flair', 'few/P7_t1')
+    write(elsewhere, *(f'L1/{s}' for s in ('ax_t2_flair', 'ax_t1', 'ax_t1_gad', 'ax_t2')))
+    (root / 'linked').symlink_to(elsewhere)
+    (root / 'circle').symlink_to(root)
+    cohort = find_cases(root)
+    assert len(cohort.lines()) > 1
+    assert [(s.id, s.layout, s.label is not None) for s in cohort] == [
+        ('B_001', 'msd', True), ('B_002', 'msd', False), ('L1', 'files', False), ('N_1', 'nnunet', True), ('P1-T1', 'files', False), ('P1-T2', 'files', False),
+        ('few', 'files', False), ('sub-01', 'bids', True)]
+    assert {s.id: [p.name for p in s.images.values()] for s in cohort if s.id in ('N_1', 'L1')} == {
+        'N_1': ['N_1_0003.nii.gz', 'N_1_0000.nii.gz', 'N_1_0001.nii.gz', 'N_1_0002.nii.gz'],
+        'L1': ['ax_t2_flair.nii.gz', 'ax_t1.nii.gz', 'ax_t1_gad.nii.gz', 'ax_t2.nii.gz']}
+    assert list(cohort[0].images) == ['T2w', 'T1gd', 'T1w', 'FLAIR'] and list(cohort.broken) == ['few'] and 'missing modality T1gd, T2w' in cohort.broken['few']

@@ -18,7 +18,7 @@ import numpy as np
 from ..core import MODALITIES, Case, Geometry, InputError
 from .brain import box_of, check_agreement, coarse_steps, settle_channel
 from .grids import fit_grid, on_grid, same_place, turn, turn_between
-from .layouts import Study, check_complete, find_study
+from .layouts import find_study
 from neuroseg3d.studies.nifti import (
     PathLike,
     check_label,
@@ -29,12 +29,13 @@ from neuroseg3d.studies.nifti import (
     read_label,
     read_volumes,
 )
+from .study import Study, check_complete
 from ..system.failures import failing_alone
 
 # %% auto #0
 __all__ = ['Box', 'exchanged', 'check_sequences', 'widen', 'read_case', 'check_case', 'check_cases', 'refuse_broken']
 
-# %% ../../nbs/15_studies.cases.ipynb #42e33857
+# %% ../../nbs/15_studies.cases.ipynb #5cc7e7d0
 def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
     "The grid of the first file, on which all others lie or can be turned to; or an error."
     (first, grid), *others = grids.items()
@@ -42,13 +43,13 @@ def _check_grids(grids: dict[Path, Geometry]) -> Geometry:
         fit_grid(other, grid, str(path), first.name)
     return grid
 
-
+# %% ../../nbs/15_studies.cases.ipynb #0df7c088
 def _turn_of(path: Path, header: nib.Nifti1Header, grid: Geometry) -> tuple | None:
     "How the voxels of a file come onto the grid of its case, where they are in another order."
     own = header_geometry(header, tuple(header.get_data_shape()[:3]))
     return None if same_place(own, grid) else turn_between(own, grid)
 
-# %% ../../nbs/15_studies.cases.ipynb #8cd498f1
+# %% ../../nbs/15_studies.cases.ipynb #79611b94
 def _check_channel(
     volume: np.ndarray, name: str, path: Path, grid: Geometry, allow_missing: bool = False,
 ) -> str:
@@ -64,12 +65,12 @@ def _check_channel(
     said = settle_channel(volume, grid, f'{path}: {name}') if low != high else ''
     return said and f'{path}: {name}: {said}'
 
-# %% ../../nbs/15_studies.cases.ipynb #f1f8f3f0
+# %% ../../nbs/15_studies.cases.ipynb #8e1e9393
 def _empty_image(shape: Sequence[int]) -> np.ndarray:
     "Zeros (4, X, Y, Z), in memory as in the files."
     return np.zeros((len(MODALITIES), *shape[::-1]), np.float32).transpose(0, 3, 2, 1)
 
-
+# %% ../../nbs/15_studies.cases.ipynb #abef50c0
 def _read_images(
     study: Study, headers: dict[Path, nib.Nifti1Header], grid: Geometry, allow_missing: bool,
 ) -> np.ndarray:
@@ -96,7 +97,7 @@ def _read_images(
     check_agreement(out, grid, MODALITIES, f'case {study.id}')
     return out
 
-# %% ../../nbs/15_studies.cases.ipynb #b0d9f49b
+# %% ../../nbs/15_studies.cases.ipynb #353d98ca
 def _one_scan(thin: np.ndarray, there: Sequence[int]) -> list[tuple[str, str]]:
     "Pairs of sequences, one of which is the other in another scale."
     brain = (thin[there] != 0).all(0)
@@ -106,7 +107,7 @@ def _one_scan(thin: np.ndarray, there: Sequence[int]) -> list[tuple[str, str]]:
     pairs = np.argwhere(np.triu(alike > 0.999, 1))
     return [(MODALITIES[there[a]], MODALITIES[there[b]]) for a, b in pairs]
 
-# %% ../../nbs/15_studies.cases.ipynb #59037cc5
+# %% ../../nbs/15_studies.cases.ipynb #987eafdb
 def _check_twice(
     image: np.ndarray, thin: np.ndarray, there: Sequence[int], files: Mapping[str, Path],
 ) -> None:
@@ -121,7 +122,7 @@ def _check_twice(
                                  'that is not there is left out, with allow_missing '
                                  '(--allow_missing)')
 
-# %% ../../nbs/15_studies.cases.ipynb #0b432ec4
+# %% ../../nbs/15_studies.cases.ipynb #67255b70
 def _rank_correlation(voxels: np.ndarray) -> np.ndarray:
     "Rank correlations of rows, (n, n)."
     return np.corrcoef(np.argsort(np.argsort(voxels, axis=1), axis=1))
@@ -132,7 +133,7 @@ def _robust(values: np.ndarray) -> np.ndarray:
     low, middle, high = np.percentile(values.astype(np.float64), (25, 50, 75))
     return (values - middle) / max(high - low, 1e-9)
 
-# %% ../../nbs/15_studies.cases.ipynb #d8f6096c
+# %% ../../nbs/15_studies.cases.ipynb #3f58c196
 def _without_rim(mask: np.ndarray, steps: Sequence[int]) -> np.ndarray:
     "A mask without what lies as near to its edge along each axis."
     inner = np.pad(mask, 1)
@@ -141,7 +142,7 @@ def _without_rim(mask: np.ndarray, steps: Sequence[int]) -> np.ndarray:
             inner &= np.roll(inner, 1, axis) & np.roll(inner, -1, axis)
     return inner[1:-1, 1:-1, 1:-1]
 
-# %% ../../nbs/15_studies.cases.ipynb #8171fe6c
+# %% ../../nbs/15_studies.cases.ipynb #76943aca
 _FEWEST = 1000  # voxels that a tendency is read from
 
 
@@ -166,7 +167,7 @@ def exchanged(
         found += [('T1w', 'T1gd')] if related and centre - down > 1.2 * (up - centre) else []
     return found
 
-# %% ../../nbs/15_studies.cases.ipynb #29fc67db
+# %% ../../nbs/15_studies.cases.ipynb #1b0db01f
 def check_sequences(
     image: np.ndarray,  # (4, X, Y, Z), channels in the library's order; zeros: not there
     grid: Geometry,  # its grid
@@ -189,7 +190,7 @@ def check_sequences(
                           'the names of the files, or the order of the channels '
                           f'({", ".join(files)})', stacklevel=3)
 
-# %% ../../nbs/15_studies.cases.ipynb #afbb93c4
+# %% ../../nbs/15_studies.cases.ipynb #5015b2c6
 _MARGIN_MM, _MARGIN_VOX = 6.0, 4
 
 Box = tuple[slice, slice, slice]
@@ -206,7 +207,7 @@ def _with_margin(box: Sequence[slice] | None, grid: Geometry) -> Box:
         found.append(slice(low - low % step, min(n, b.stop + more)))
     return tuple(found)
 
-# %% ../../nbs/15_studies.cases.ipynb #a53244b4
+# %% ../../nbs/15_studies.cases.ipynb #a9cf45bf
 def _around(boxes: Iterable[Sequence[slice] | None]) -> Box | None:
     "The box around several; None where there is none."
     there = [b for b in boxes if b is not None]
@@ -215,7 +216,7 @@ def _around(boxes: Iterable[Sequence[slice] | None]) -> Box | None:
     return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides))
                  for sides in zip(*there))
 
-
+# %% ../../nbs/15_studies.cases.ipynb #cd111d92
 def _place_in(parts: Mapping[int, tuple[Box, np.ndarray]], box: Box) -> np.ndarray:
     "Sequences (4, X, Y, Z) over a box, from their own boxes; taken out of `parts` one by one."
     out = _empty_image([b.stop - b.start for b in box])
@@ -225,7 +226,7 @@ def _place_in(parts: Mapping[int, tuple[Box, np.ndarray]], box: Box) -> np.ndarr
         out[(channel, *within)] = values
     return out
 
-# %% ../../nbs/15_studies.cases.ipynb #5eb56d3b
+# %% ../../nbs/15_studies.cases.ipynb #ecb274ac
 def _checked_volumes(
     study: Study, headers: dict[Path, nib.Nifti1Header], grid: Geometry, allow_missing: bool,
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -241,7 +242,7 @@ def _checked_volumes(
             yield MODALITIES.index(name), volume
             del volume
 
-
+# %% ../../nbs/15_studies.cases.ipynb #eda483f4
 def _read_box(
     study: Study, headers: dict[Path, nib.Nifti1Header], grid: Geometry, allow_missing: bool,
     label: np.ndarray | None,
@@ -259,7 +260,7 @@ def _read_box(
     check_agreement(out, grid, MODALITIES, f'case {study.id}')
     return out, box
 
-# %% ../../nbs/15_studies.cases.ipynb #1939c08f
+# %% ../../nbs/15_studies.cases.ipynb #89d89a96
 def _boxed(
     id: str, image: np.ndarray, scan: Geometry, label: np.ndarray | None, schema: str | None,
     sources: dict[str, str], box: Box,
@@ -271,7 +272,7 @@ def _boxed(
     label = None if label is None else label[box].copy(order='K')
     return Case(id, image, grid, label, schema, None, sources, scan=scan, box=box)
 
-# %% ../../nbs/15_studies.cases.ipynb #6f591dce
+# %% ../../nbs/15_studies.cases.ipynb #481b290e
 def widen(
     case: Case,  # of `read_case`
     volume: np.ndarray,  # on the grid of its files, such as a prediction
@@ -287,7 +288,7 @@ def widen(
         label[case.box] = case.label
     return _boxed(case.id, image, case.scan, label, case.schema, case.sources, box)
 
-# %% ../../nbs/15_studies.cases.ipynb #04dae28c
+# %% ../../nbs/15_studies.cases.ipynb #45632688
 def _read_headers(
     study: Study, allow_missing: bool, with_label: bool,
 ) -> tuple[dict[Path, nib.Nifti1Header], Geometry]:
@@ -305,7 +306,7 @@ def _read_headers(
         check_memory(path, header)
     return headers, geometry
 
-# %% ../../nbs/15_studies.cases.ipynb #edbc80e5
+# %% ../../nbs/15_studies.cases.ipynb #ac98443d
 def read_case(
     source: Study | PathLike | Iterable[PathLike] | Mapping[str, PathLike],  # as for `find_study`
     label: PathLike | None = None,  # label map; None takes the one that the layout has
@@ -339,7 +340,7 @@ def read_case(
     header = next(iter(headers.values()))
     return Case(study.id, image, geometry, annotation, known, header, sources)
 
-# %% ../../nbs/15_studies.cases.ipynb #4b21e495
+# %% ../../nbs/15_studies.cases.ipynb #52513428
 def check_case(
     study: Study,  # of `find_study` or `find_cases`
     schema: str | None = None,  # label schema; None takes what file or layout say
@@ -353,7 +354,7 @@ def check_case(
         _check_grids({next(iter(headers)): geometry, study.label: grid})
     return geometry
 
-# %% ../../nbs/15_studies.cases.ipynb #7ef55a2b
+# %% ../../nbs/15_studies.cases.ipynb #2b8e2c37
 def check_cases(
     studies: Iterable[Study],  # of a cohort
     schema: str | None = None,  # as for `check_case`
@@ -367,7 +368,7 @@ def check_cases(
             check_case(study, schema, with_label, allow_missing)
     return failed
 
-
+# %% ../../nbs/15_studies.cases.ipynb #de3a2d96
 def refuse_broken(
     failed: Mapping[str, str],  # case -> error, of `check_cases`
     remedy: str,  # what to do

@@ -50,14 +50,14 @@ __all__ = ['PathLike', 'MOST_ROUNDING', 'is_nifti', 'check_file', 'read_header',
            'read_volumes', 'stored_facts', 'stored_schema', 'store_facts', 'read_label', 'check_label', 'label_header',
            'save_atomically', 'write_label']
 
-# %% ../../nbs/12_studies.nifti.ipynb #0e6166b8
+# %% ../../nbs/12_studies.nifti.ipynb #dfc03647
 def is_nifti(
     path: Path,  # of anything
 ) -> bool:
     "Whether this is a file, not hidden, that is named as an image that can be read: see `formats`."
     return is_image(path)
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #db0792c2
 def check_file(
     path: Path,  # as a user gave it
 ) -> None:
@@ -71,7 +71,7 @@ def check_file(
         others = ', '.join(s for s in SUFFIXES if 'nii' not in s)
         raise InputError(f'{path}: found a file that is not .nii or .nii.gz, nor one of {others}')
 
-# %% ../../nbs/12_studies.nifti.ipynb #7fe3a0d6
+# %% ../../nbs/12_studies.nifti.ipynb #459270f1
 def _check_offset(path: Path, raw: nib.Nifti1Header) -> None:
     "Refuse a header whose voxels begin nowhere."
     offset = float(raw['vox_offset'])
@@ -82,7 +82,7 @@ def _check_offset(path: Path, raw: nib.Nifti1Header) -> None:
         raise InputError(f'{path}: truncated or not a NIfTI file: the header says that voxels '
                          f'begin at byte {offset:g} (vox_offset), expected 0 to {size:,}')
 
-# %% ../../nbs/12_studies.nifti.ipynb #7bc42079
+# %% ../../nbs/12_studies.nifti.ipynb #1ebc34ee
 def _single(header: nib.Nifti1Header) -> nib.Nifti1Header:
     "The header of a pair of files as that of a single one, which is what is written."
     if header.is_single:
@@ -92,7 +92,7 @@ def _single(header: nib.Nifti1Header) -> nib.Nifti1Header:
     single['magic'], single['vox_offset'] = kind.single_magic, 0
     return single
 
-# %% ../../nbs/12_studies.nifti.ipynb #d0a5196d
+# %% ../../nbs/12_studies.nifti.ipynb #4741eb8c
 _DAMAGE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError, OSError,
            zlib.error, isal_zlib.error, ValueError, OverflowError)
 
@@ -108,7 +108,7 @@ def _nifti_headers(path: Path) -> tuple[nib.Nifti1Header, nib.Nifti1Header]:
     except _DAMAGE as error:
         raise InputError(f'{path}: truncated or not a NIfTI file: {error}') from None
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #b0bd1336
 def read_header(
     path: PathLike,  # .nii or .nii.gz
 ) -> nib.Nifti1Header:
@@ -127,7 +127,7 @@ def read_header(
                          'expected real numbers')
     return settle_header(header, raw['pixdim'][1:4], str(path))
 
-# %% ../../nbs/12_studies.nifti.ipynb #9dae7bce
+# %% ../../nbs/12_studies.nifti.ipynb #546c380b
 def grid_shape(
     header: nib.Nifti1Header,  # as read
     path: PathLike,  # for the error
@@ -145,7 +145,7 @@ def grid_shape(
         raise InputError(f'{path}: found shape {shape}, expected {what}')
     return tuple(int(n) for n in shape[:3])
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #6998d028
 def header_geometry(
     header: nib.Nifti1Header,  # as read
     shape: tuple[int, int, int],  # of `grid_shape`
@@ -153,7 +153,7 @@ def header_geometry(
     "The grid that a header describes."
     return Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
 
-# %% ../../nbs/12_studies.nifti.ipynb #a8e51768
+# %% ../../nbs/12_studies.nifti.ipynb #483e9d7f
 _LARGE = 1 << 30  # bytes
 _MOST_COMPRESSED = 300  # a scan is compressed some three-fold, a label map a hundred-fold
 
@@ -172,7 +172,7 @@ def _check_size(path: Path, claimed: int) -> None:
         raise InputError(f'{path}: truncated: the header claims {claimed:,} bytes of voxels, '
                          f'the file can hold {size:,}')
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #8c525c23
 def check_memory(
     path: Path,  # of the file
     header: nib.Nifti1Header,  # its header
@@ -186,7 +186,7 @@ def check_memory(
     if not is_itk(path):  # its own reader compares
         _check_size(path, voxels * header.get_data_dtype().itemsize)
 
-# %% ../../nbs/12_studies.nifti.ipynb #17e622be
+# %% ../../nbs/12_studies.nifti.ipynb #bdc82393
 def _fill(file: BinaryIO, raw: np.ndarray) -> np.ndarray:
     "The next bytes of a file read into an array of bytes, as many as it has room for."
     found = 0
@@ -197,7 +197,7 @@ def _fill(file: BinaryIO, raw: np.ndarray) -> np.ndarray:
         found += more
     return raw
 
-# %% ../../nbs/12_studies.nifti.ipynb #f88db8b5
+# %% ../../nbs/12_studies.nifti.ipynb #952e5085
 def _stored_volumes(
     path: Path, image: nib.Nifti1Image, places: Sequence[np.ndarray] = (),
 ) -> Iterator[np.ndarray]:
@@ -213,7 +213,7 @@ def _stored_volumes(
             yield raw.view(dtype).reshape(shape, order='F')
         file.read(1)  # the end of a gzip member checks its sum
 
-# %% ../../nbs/12_studies.nifti.ipynb #9d8d2ff8
+# %% ../../nbs/12_studies.nifti.ipynb #5102e10f
 def read_volumes(
     path: Path,  # of a NIfTI file
     dtype: np.dtype | type | None = np.float32,  # scaled; None keeps integers without scaling
@@ -234,7 +234,7 @@ def read_volumes(
     except (EOFError, OSError, zlib.error, isal_zlib.error, ValueError) as error:
         raise InputError(f'{path}: truncated or damaged: {error}') from None
 
-# %% ../../nbs/12_studies.nifti.ipynb #30fe85c0
+# %% ../../nbs/12_studies.nifti.ipynb #72bdc665
 class _Facts(TypedDict, total=False):
     "What this library reads of what a file says of itself."
     schema: str
@@ -256,7 +256,7 @@ def stored_facts(
             facts |= content if isinstance(content, dict) else {}
     return checked(facts, _Facts, 'NIfTI extension')
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #c6a126bb
 def stored_schema(
     header: nib.Nifti1Header,  # as read
 ) -> str | None:
@@ -264,7 +264,7 @@ def stored_schema(
     schema = stored_facts(header).get('schema')
     return None if schema is None else str(schema)
 
-# %% ../../nbs/12_studies.nifti.ipynb #0cb00e11
+# %% ../../nbs/12_studies.nifti.ipynb #e24f83e4
 _EXTENSION_CODE = 6  # "comment", NIfTI-1 extension codes
 
 
@@ -277,7 +277,7 @@ def store_facts(
     content = json.dumps(dict(facts)).encode()
     header.extensions.append(nib.nifti1.Nifti1Extension(_EXTENSION_CODE, content))
 
-# %% ../../nbs/12_studies.nifti.ipynb #3c7e3d80
+# %% ../../nbs/12_studies.nifti.ipynb #9c899d13
 def _stored_name(header: nib.Nifti1Header, path: Path) -> str | None:
     "The schema that a file of this library names; an unknown one is an error of that file."
     name = stored_schema(header)
@@ -286,18 +286,18 @@ def _stored_name(header: nib.Nifti1Header, path: Path) -> str | None:
     except InputError as error:
         raise InputError(f'{path}: the file says that its ids are of {error}') from None
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #f6b9bbb0
 def _implied_name(found: np.ndarray, path: Path, implied: str | None, stated: bool = False) -> str:
     "The schema of a label map that does not name it: stated, implied by names, or by its ids."
     if implied and stated:
         return implied
     return settle_schema(implied, found, path) if implied else infer_schema(found, path)
 
-# %% ../../nbs/12_studies.nifti.ipynb #b2342637
+# %% ../../nbs/12_studies.nifti.ipynb #4286fdf6
 #: Scaled ids may lie so far from integers; half a step of the scaling where that is less.
 MOST_ROUNDING: float = 0.05
 
-# %% ../../nbs/12_studies.nifti.ipynb #6b1734a3
+# %% ../../nbs/12_studies.nifti.ipynb #3bf397a2
 def _allowed_rounding(found: np.ndarray, path: Path) -> tuple[float, str]:
     "How far ids may lie from integers by the file's scaling or single precision, and why."
     slope, inter = 1.0, 0.0
@@ -310,7 +310,7 @@ def _allowed_rounding(found: np.ndarray, path: Path) -> tuple[float, str]:
     return allowed, (f' (stored numbers times scl_slope {slope:g} plus scl_inter {inter:g}, '
                      f'which explains {allowed:.2g})')
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #fec76790
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:
     "Ids that came as real numbers, rounded by no more than `_allowed_rounding`."
     found = np.unique(values.ravel(order='K'))
@@ -325,7 +325,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
         raise InputError(f'{odd} {found[off > allowed][0]:g}{why}, expected integers')
     return np.round(values)
 
-# %% ../../nbs/12_studies.nifti.ipynb #5d62708c
+# %% ../../nbs/12_studies.nifti.ipynb #44783cb0
 def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
     "The header of a label map and its grid, checked."
     header = read_header(path)
@@ -333,7 +333,7 @@ def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
     check_memory(path, header)
     return header, header_geometry(header, shape)
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #e16df922
 def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     "Voxels of a label map as they are stored, and the ids that occur."
     values = next(read_volumes(path, dtype=None)).reshape(shape)
@@ -341,7 +341,7 @@ def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
         values = _whole(values, path)
     return values, np.unique(values.ravel(order='K'))
 
-# %% ../../nbs/12_studies.nifti.ipynb #5f5b9590
+# %% ../../nbs/12_studies.nifti.ipynb #9d9fb079
 def read_label(
     path: PathLike,  # label map, 3-D
     schema: str | None = None,  # None: its extension, then `implied`, then what its ids allow
@@ -355,7 +355,7 @@ def read_label(
     name = schema or _stored_name(header, path) or _implied_name(found, path, implied, stated)
     return to_canonical(values, name, str(path)), grid, name
 
-# %% ../../nbs/12_studies.nifti.ipynb #d20b49cc
+# %% ../../nbs/12_studies.nifti.ipynb #4ef497cd
 def check_label(
     path: PathLike,  # label map, 3-D
     schema: str | None = None,  # its schema, as for `read_label`
@@ -370,7 +370,7 @@ def check_label(
     get_schema(name)
     return grid, name
 
-# %% ../../nbs/12_studies.nifti.ipynb #9d5eefb8
+# %% ../../nbs/12_studies.nifti.ipynb #37d6b2d9
 def label_header(
     like: nib.Nifti1Header,  # header of the image that was segmented
     schema: str,  # of the ids to be written
@@ -387,7 +387,7 @@ def label_header(
     store_facts(header, {'schema': schema, 'labels': names})
     return header
 
-# %% ../../nbs/12_studies.nifti.ipynb #522b8d3d
+# %% ../../nbs/12_studies.nifti.ipynb #29138d47
 def _plain_header(geometry: Geometry) -> nib.Nifti1Header:
     "A header for a case that was never read from a file."
     header = nib.Nifti1Header()
@@ -397,7 +397,7 @@ def _plain_header(geometry: Geometry) -> nib.Nifti1Header:
     header.set_xyzt_units('mm')
     return header
 
-# %% ../../nbs/12_studies.nifti.ipynb #289fc511
+# %% ../../nbs/12_studies.nifti.ipynb #f950cc2b
 def save_atomically(
     image: nib.Nifti1Image,  # what to write
     path: Path,  # .nii or .nii.gz
@@ -407,7 +407,7 @@ def save_atomically(
     packed = path.name.lower().endswith('.gz')
     return write_bytes(path, igzip.compress(content, 2, mtime=0) if packed else content)
 
-# %% ../../nbs/12_studies.nifti.ipynb #e7dcb76a
+# %% ../../nbs/12_studies.nifti.ipynb #f446aec5
 def write_label(
     path: PathLike,  # .nii or .nii.gz; folders are made
     label: np.ndarray,  # canonical ids (X, Y, Z)

@@ -48,7 +48,7 @@ class Schema:
         own = {i: LABEL_NAMES[label] for label, i in self.ids.items()}
         return own | {i: name for i, (_, name) in self.also.items()} | self.ignored
 
-# %% ../../nbs/11_studies.schemas.ipynb #bb982fea
+# %% ../../nbs/11_studies.schemas.ipynb #3fb78a89
 def _schema(
     name: str, edema: int, non_enhancing: int, enhancing: int,
     also: dict[int, tuple[Label, str]] | None = None, ignored: dict[int, str] | None = None,
@@ -58,7 +58,7 @@ def _schema(
            Label.ENHANCING: enhancing}
     return Schema(name, ids, ignored or {}, also or {})
 
-
+# %% ../../nbs/11_studies.schemas.ipynb #d9da9561
 _CYST = (Label.NON_ENHANCING, 'cystic component, read as non-enhancing')
 _NECROSIS = (Label.NON_ENHANCING, 'necrosis, read as non-enhancing')
 
@@ -77,7 +77,7 @@ SCHEMAS: dict[str, Schema] = {s.name: s for s in (
     _schema('brats2013', edema=2, non_enhancing=3, enhancing=4, also={1: _NECROSIS}),
 )}
 
-# %% ../../nbs/11_studies.schemas.ipynb #6ce23c3d
+# %% ../../nbs/11_studies.schemas.ipynb #5dc02a5b
 _LABEL_KEYS = {'edema': Label.EDEMA, 'non_enhancing': Label.NON_ENHANCING,
                'enhancing': Label.ENHANCING}
 _IGNORED_KEY = 'ignored'
@@ -89,7 +89,7 @@ def _short(text: Any) -> str:
     shown = repr(text)
     return shown if len(shown) <= 80 else f'{shown[:60]}… ({len(shown):,} characters)'
 
-# %% ../../nbs/11_studies.schemas.ipynb #01655c35
+# %% ../../nbs/11_studies.schemas.ipynb #3db0f7b5
 def _ids_of(pair: str, name: str) -> tuple[str, list[int]]:
     "Key and ids of one part of a schema that is spelt out, such as 'non_enhancing=1+3'."
     key, _, numbers = (part.strip() for part in pair.partition('='))
@@ -101,7 +101,7 @@ def _ids_of(pair: str, name: str) -> tuple[str, list[int]]:
                          f'for each of {", ".join(_LABEL_KEYS)} or {_IGNORED_KEY}')
     return key, [int(n) for n in found]
 
-# %% ../../nbs/11_studies.schemas.ipynb #cd7fcde7
+# %% ../../nbs/11_studies.schemas.ipynb #7757e2d3
 def _spelt_out(name: str) -> Schema:
     "A schema from ids by label."
     ids, also, ignored, keys = {Label.BACKGROUND: 0}, {}, {}, set()
@@ -124,7 +124,7 @@ def _spelt_out(name: str) -> Schema:
                          f'expected at least one of {", ".join(_LABEL_KEYS)}')
     return Schema(name, ids, ignored, also)
 
-# %% ../../nbs/11_studies.schemas.ipynb #9b7a5790
+# %% ../../nbs/11_studies.schemas.ipynb #002c912c
 def get_schema(
     name: str,  # a key of `SCHEMAS`, or spelt out: 'edema=2,non_enhancing=1+3,enhancing=4'
 ) -> Schema:
@@ -137,7 +137,7 @@ def get_schema(
                          'edema=2,non_enhancing=1+3,enhancing=4')
     return _spelt_out(name)
 
-# %% ../../nbs/11_studies.schemas.ipynb #71c6994d
+# %% ../../nbs/11_studies.schemas.ipynb #c1c40727
 def to_canonical(
     values: np.ndarray,  # ids as the file holds them, any shape, integers (also as float)
     schema: str,  # the file's schema
@@ -160,7 +160,7 @@ def to_canonical(
         table[i] = label
     return table[np.asarray(values).astype(np.uint8)]
 
-# %% ../../nbs/11_studies.schemas.ipynb #87f65688
+# %% ../../nbs/11_studies.schemas.ipynb #1b856996
 def from_canonical(
     label: np.ndarray,  # canonical ids, any shape
     schema: str,  # the schema wanted
@@ -174,7 +174,7 @@ def from_canonical(
     same = (table == list(Label)).all()
     return np.array(label, np.uint8) if same else table[np.asarray(label)]
 
-# %% ../../nbs/11_studies.schemas.ipynb #825ceba5
+# %% ../../nbs/11_studies.schemas.ipynb #a9afa549
 @dataclass(frozen=True)
 class Collection:
     "A public data set, and how it is recognised."
@@ -185,7 +185,7 @@ class Collection:
     source: str  # where the ids are stated
     why: str = ''  # why its ids are refused
 
-# %% ../../nbs/11_studies.schemas.ipynb #cef8623a
+# %% ../../nbs/11_studies.schemas.ipynb #c67c4f16
 _YEAR = r'(?:20\d\d[-_ ]?)?'
 _BRATS = rf'BraTS[-_ ]?{_YEAR}'
 _PED_CASES = rf'(?:.*{_BRATS}PEDs?(?![a-z]))?'
@@ -208,7 +208,7 @@ _BRATS_SINCE_2023: tuple[Collection, ...] = (
                'https://arxiv.org/abs/2305.07642'),
 )
 
-# %% ../../nbs/11_studies.schemas.ipynb #1f097bff
+# %% ../../nbs/11_studies.schemas.ipynb #02a38751
 _LUMIERE_IDS = (
     'it has two automatic segmentations that number differently: HD-GLIO-AUTO is '
     'edema=1,enhancing=2; for DeepBraTumIA compare measured_volumes_in_mm3.json beside the mask '
@@ -233,7 +233,7 @@ COLLECTIONS: tuple[Collection, ...] = (
                (1, 2, 4), 'https://arxiv.org/abs/2107.02314'),
 )
 
-# %% ../../nbs/11_studies.schemas.ipynb #95311f32
+# %% ../../nbs/11_studies.schemas.ipynb #51cb95b6
 def find_collection(
     path: str | Path,  # of a file or a case's folder
 ) -> Collection | None:
@@ -243,7 +243,7 @@ def find_collection(
              if (matches := [*re.finditer(c.pattern, text, re.IGNORECASE)])]
     return COLLECTIONS[-max(found)[1]] if found else None
 
-# %% ../../nbs/11_studies.schemas.ipynb #9ffea5be
+# %% ../../nbs/11_studies.schemas.ipynb #1a094f87
 def implied_schema(
     files: Iterable[str | Path],  # of one case
 ) -> str | None:
@@ -251,7 +251,7 @@ def implied_schema(
     found = [find_collection(p) for p in files]
     return found[0].schema if found and found[0] is not None else None
 
-# %% ../../nbs/11_studies.schemas.ipynb #e24239a8
+# %% ../../nbs/11_studies.schemas.ipynb #389b60f0
 def _name_of(ids: Mapping[str | None, list[int]]) -> str | None:
     "The known schema with these ids by label, else one spelt out."
     spelt = ','.join(f'{key}={"+".join(map(str, ids[key]))}'
@@ -266,7 +266,7 @@ def _name_of(ids: Mapping[str | None, list[int]]) -> str | None:
 
     return next((s.name for s in SCHEMAS.values() if tumour(s) == tumour(own)), spelt)
 
-# %% ../../nbs/11_studies.schemas.ipynb #d9d96122
+# %% ../../nbs/11_studies.schemas.ipynb #88ad6a28
 _REGION_NAMED = (('WT', r'whole|\bwt\b'), ('TC', r'core|\btc\b'), ('ET', r'enhanc|\bet\b'))
 
 
@@ -275,7 +275,7 @@ def _word_of(name: Any, named: Iterable[tuple]) -> Any:
     text = str(name).lower().replace('_', ' ')
     return next((meaning for meaning, words in named if re.search(words, text)), '')
 
-
+# %% ../../nbs/11_studies.schemas.ipynb #696533af
 def _schema_of_regions(labels: Mapping[Any, Any]) -> str | None:
     "The schema of nested regions, each a list of ids."
     regions: dict[str, set[int]] = {}
@@ -294,7 +294,7 @@ def _schema_of_regions(labels: Mapping[Any, Any]) -> str | None:
                      'non_enhancing': sorted(regions['TC'] - regions['ET']),
                      'enhancing': sorted(regions['ET'])})
 
-# %% ../../nbs/11_studies.schemas.ipynb #f9f8a442
+# %% ../../nbs/11_studies.schemas.ipynb #45bb6fa6
 _NAMED = ((None, r'background'), (_IGNORED_KEY, r'cavity|\brc\b'),
           ('edema', r'o?edema|snfh|flair|\bed\b'),
           ('non_enhancing', r'non[-_ ]?enhanc|necro|cyst|\b(?:ncr|netc?|nc|cc)\b'),
@@ -319,7 +319,7 @@ def schema_of_labels(
         ids.setdefault(kind, []).append(int(number))
     return _name_of(ids)
 
-# %% ../../nbs/11_studies.schemas.ipynb #2bf6623b
+# %% ../../nbs/11_studies.schemas.ipynb #573887ee
 def _is_stated(path: Path, schema: str) -> bool:
     "Whether the dataset.json of a folder of labels states just this schema."
     file = path.parent.parent / 'dataset.json'
@@ -328,14 +328,14 @@ def _is_stated(path: Path, schema: str) -> bool:
     labels = read_json(file, dict, 'dataset.json').get('labels')
     return isinstance(labels, dict) and schema_of_labels(labels) == schema
 
-# %% ../../nbs/11_studies.schemas.ipynb #114659cb
+# %% ../../nbs/11_studies.schemas.ipynb #2bfa6148
 #: How a user names a schema; every refusal ends with it.
 NAME_IT: str = (
     'name the schema (on the command line evaluate, report, calibrate and postprocess '
     '--ref_schema, evaluate and report --pred_schema, train --data.schema, eda and convert '
     '--schema)')
 
-
+# %% ../../nbs/11_studies.schemas.ipynb #b0789a51
 def _refuse_four(found: set[int], collection: Collection | None, path: str | Path) -> None:
     "Id 4 under names of BraTS 2023 on, where it is not clear to be a cavity."
     what = {'brats2017': 'enhancing tumour', 'brats2023': 'resection cavity'}
@@ -350,7 +350,7 @@ def _refuse_four(found: set[int], collection: Collection | None, path: str | Pat
                        f'{"" if 3 in found else " and no 3"} under names of BraTS 2023 on; '
                        f'4 is {meant}; {NAME_IT}')
 
-# %% ../../nbs/11_studies.schemas.ipynb #257bd476
+# %% ../../nbs/11_studies.schemas.ipynb #2479d06d
 def _check_ids(
     found: set[int], implied: str, collection: Collection | None, path: str | Path,
 ) -> None:
@@ -367,7 +367,7 @@ def _check_ids(
                       '4 edema); the release of 2023 has 1 non-enhancing, 2 edema, 3 enhancing '
                       'under the same names: if it is of that, name brats2023', stacklevel=3)
 
-# %% ../../nbs/11_studies.schemas.ipynb #d2f7145f
+# %% ../../nbs/11_studies.schemas.ipynb #06b96059
 def settle_schema(
     implied: str,  # the schema that the names of its case imply
     values: Iterable[float],  # ids that occur in the file
@@ -385,7 +385,7 @@ def settle_schema(
     _check_ids(found, implied, collection, path)
     return implied
 
-# %% ../../nbs/11_studies.schemas.ipynb #35da80a3
+# %% ../../nbs/11_studies.schemas.ipynb #d05ec8ac
 _LABEL_NAME = re.compile(r'(^|[-_.])(seg|segm|segmentation|label)s?[-_.]', re.IGNORECASE)
 
 
@@ -393,7 +393,7 @@ def _listed(names: list[str]) -> str:
     "Names in a row: 'a, b and c'."
     return ' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))
 
-
+# %% ../../nbs/11_studies.schemas.ipynb #46645a0d
 def infer_schema(
     values: np.ndarray,  # ids that occur in the file
     path: str | Path,  # of the label map
