@@ -455,7 +455,7 @@ def test_damaged_files_are_refused_without_reading_voxels(tmp_path):
     header.set_sform(SKEWED, code=1)
     header['magic'], header['vox_offset'] = b'n+1', 352
     (tmp_path / 'huge.nii').write_bytes(header.binaryblock + b'\0' * 100)
-    expect('the header claims 108,000,000,000,000 FOUR', read_all, tmp_path / 'huge.nii')
+    expect('the header claims 108,000,000,000,000 voxels', read_all, tmp_path / 'huge.nii')
     header.set_data_shape((210, 220, 230, 4))
     (tmp_path / 'hollow.nii').write_bytes(header.binaryblock + b'\0' * 100)
     expect('truncated: the header claims 85,008,000 bytes', read_all, tmp_path / 'hollow.nii')
