@@ -35,7 +35,7 @@ T = TypeVar('T')
 __all__ = ['T', 'RENAMED', 'GONE', 'known_keys', 'unknown_key_error', 'build', 'to_dict', 'Settings', 'upgrade', 'load_yaml',
            'merge', 'set_dotted', 'load_config']
 
-# %% ../nbs/02_config.ipynb #0cc07fc7
+# %% ../nbs/02_config.ipynb #70712a00
 def known_keys(
     cls: type,  # a dataclass, possibly of dataclasses
     prefix: str = '',  # dotted name of the section that `cls` stands for
@@ -47,13 +47,13 @@ def known_keys(
         names += known_keys(hints[f.name], f'{name}.') if is_dataclass(hints[f.name]) else [name]
     return names
 
-# %% ../nbs/02_config.ipynb #670f081d
+# %% ../nbs/02_config.ipynb #9b8223aa
 def _shown(value: Any) -> str:
     "A value for an error, cut where it is long."
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:60]}... ({len(text):,} characters)'
 
-# %% ../nbs/02_config.ipynb #f5940f3b
+# %% ../nbs/02_config.ipynb #3d6eb3d1
 def unknown_key_error(
     name: str,  # the dotted name that was found
     known: list[str],  # the dotted names that there are
@@ -66,14 +66,14 @@ def unknown_key_error(
     advice = f'did you mean {hint[0]!r}?' if hint else f'known keys: {", ".join(known)}'
     return InputError(f'{where}: unknown key {_shown(name)}; {advice}')
 
-# %% ../nbs/02_config.ipynb #5834fc5d
+# %% ../nbs/02_config.ipynb #0b5e9a82
 def _fits(number: float, meta: Meta) -> bool:
     "Whether a number lies within bounds."
     above = (meta.ge is None or number >= meta.ge) and (meta.gt is None or number > meta.gt)
     below = (meta.le is None or number <= meta.le) and (meta.lt is None or number < meta.lt)
     return above and below
 
-# %% ../nbs/02_config.ipynb #50974ed1
+# %% ../nbs/02_config.ipynb #e2dfe889
 def _range(meta: Meta) -> str:
     "Bounds in words, such as 'from 0 to 0.9'."
     if meta.ge is not None and meta.le is not None:
@@ -81,7 +81,7 @@ def _range(meta: Meta) -> str:
     words = {'at least': meta.ge, 'above': meta.gt, 'at most': meta.le, 'below': meta.lt}
     return ' and '.join(f'{word} {value:g}' for word, value in words.items() if value is not None)
 
-# %% ../nbs/02_config.ipynb #0f73e263
+# %% ../nbs/02_config.ipynb #19402063
 def _plainly(value: Any) -> str:
     return f'[{", ".join(map(str, value))}]' if isinstance(value, tuple) else str(value)
 
@@ -96,7 +96,7 @@ def _within(value: Any, bounds: Sequence[Any], where: str) -> Any:
                     f'{where}: found {_plainly(value)}, expected {kind} {_range(meta)}')
     return value
 
-# %% ../nbs/02_config.ipynb #4e004f4b
+# %% ../nbs/02_config.ipynb #c4216240
 def _coerce_scalar(value: Any, hint: type, where: str) -> Any:
     "A number, text, yes or no, or nothing."
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
@@ -115,7 +115,7 @@ def _coerce_scalar(value: Any, hint: type, where: str) -> Any:
     expected = getattr(hint, '__name__', hint)
     raise InputError(f'{where}: found {_shown(value)}, expected {expected}')
 
-# %% ../nbs/02_config.ipynb #b2cca0fc
+# %% ../nbs/02_config.ipynb #d8c3359c
 def _coerce_tuple(value: Any, args: tuple, where: str) -> tuple:
     variadic = len(args) == 2 and args[1] is Ellipsis
     if not isinstance(value, (list, tuple)):
@@ -127,7 +127,7 @@ def _coerce_tuple(value: Any, args: tuple, where: str) -> tuple:
     hints = [args[0]] * len(value) if variadic else args
     return tuple(_coerce(v, h, f'{where}[{i}]') for i, (v, h) in enumerate(zip(value, hints)))
 
-# %% ../nbs/02_config.ipynb #2684f016
+# %% ../nbs/02_config.ipynb #df2a026f
 def _coerce_union(value: Any, options: tuple, where: str) -> Any:
     for option in sorted(options, key=lambda o: o is not type(value)):  # the exact type first
         try:
@@ -137,7 +137,7 @@ def _coerce_union(value: Any, options: tuple, where: str) -> Any:
     names = ' or '.join(getattr(o, '__name__', str(o)) for o in options)
     raise InputError(f'{where}: found {_shown(value)}, expected {names}')
 
-# %% ../nbs/02_config.ipynb #13a29c00
+# %% ../nbs/02_config.ipynb #f715d6c6
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     "The value as the type hint wants it, or an error that says what it is."
     origin, args = get_origin(hint), get_args(hint)
@@ -156,7 +156,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         return _coerce_tuple(value, args, where)
     return _coerce_scalar(value, hint, where)
 
-# %% ../nbs/02_config.ipynb #184855d5
+# %% ../nbs/02_config.ipynb #76b943f0
 def build(
     cls: type[T],  # a dataclass with type hints
     values: Mapping[str, Any],  # plain values by field name; sections are nested mappings
@@ -174,7 +174,7 @@ def build(
             raise unknown_key_error(f'{prefix}{key}', known_keys(cls, prefix), 'configuration')
     return cls(**{k: _coerce(v, hints[k], f'{prefix}{k}') for k, v in values.items()})
 
-# %% ../nbs/02_config.ipynb #13988791
+# %% ../nbs/02_config.ipynb #ebc83c59
 def to_dict(
     config: Any,  # a dataclass instance
 ) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def to_dict(
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
     return plain(asdict(config))
 
-# %% ../nbs/02_config.ipynb #2255a417
+# %% ../nbs/02_config.ipynb #2a9701ab
 def _check_field(where: str, value: Any, hint: Any) -> None:
     "Refuse a setting that is not finite or out of its range."
     for number in value if isinstance(value, tuple) else [value]:
@@ -194,7 +194,7 @@ def _check_field(where: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Annotated:
         _within(value, get_args(hint)[1:], where)
 
-# %% ../nbs/02_config.ipynb #9ed16f72
+# %% ../nbs/02_config.ipynb #00c8b53e
 class Settings:
     "Base of settings: numbers are finite and in the range that the type of their field declares."
     section: ClassVar[str] = ''  # what they are called in a configuration, for errors
@@ -208,7 +208,7 @@ class Settings:
             if name in self.__dataclass_fields__:
                 _check_field(f'{self.section}.{name}', getattr(self, name), hint)
 
-# %% ../nbs/02_config.ipynb #435698af
+# %% ../nbs/02_config.ipynb #b5428d94
 #: Settings that had another name: the old one and today's, both dotted.
 RENAMED: dict[str, str] = {
     'infer.size': 'infer.roi_size',
@@ -225,7 +225,7 @@ def _check_gone(name: str, value: Any, where: str) -> None:
         raise InputError(f'{where}: {name}: found {value!r}; this setting is gone, '
                          f'and what is done is what {GONE[name]!r} meant')
 
-# %% ../nbs/02_config.ipynb #703f3ec6
+# %% ../nbs/02_config.ipynb #3c281b19
 def _upgraded(
     section: str, values: Mapping[str, Any], where: str, say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _upgraded(
         out[new] = value
     return out
 
-# %% ../nbs/02_config.ipynb #6ad24348
+# %% ../nbs/02_config.ipynb #b504a715
 def upgrade(
     values: Mapping[str, Any],  # sections of plain values, as a file or a checkpoint has them
     where: str,  # the file, for the lines and errors
@@ -259,7 +259,7 @@ def upgrade(
         out[section] = content
     return out
 
-# %% ../nbs/02_config.ipynb #4ebbe5d2
+# %% ../nbs/02_config.ipynb #a871adef
 def load_yaml(
     path: str | Path,  # a YAML file
 ) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def load_yaml(
         raise InputError(f'{path}: found {found}, expected sections of keys and values')
     return values
 
-# %% ../nbs/02_config.ipynb #feb9e2ec
+# %% ../nbs/02_config.ipynb #fc45f7a5
 def merge(
     base: dict[str, Any],  # changed in place
     new: Mapping[str, Any],  # sections to add
@@ -291,7 +291,7 @@ def merge(
             base[key] = value
     return base
 
-# %% ../nbs/02_config.ipynb #3bf6f2f1
+# %% ../nbs/02_config.ipynb #53d03a08
 def _from_text(text: str, wanted: Sequence[type], name: str) -> Any:
     "What a value on the command line means."
     try:
@@ -307,7 +307,7 @@ def _from_text(text: str, wanted: Sequence[type], name: str) -> Any:
     check_plain(value, name)
     return value
 
-# %% ../nbs/02_config.ipynb #ba6030ff
+# %% ../nbs/02_config.ipynb #15704b99
 def set_dotted(
     values: dict[str, Any],  # sections, changed in place
     name: str,  # dotted name, such as 'trainer.max_steps'
@@ -323,14 +323,14 @@ def set_dotted(
     wanted = get_args(hint) or (hint,)
     values[key] = _from_text(value, wanted, name) if isinstance(value, str) else value
 
-# %% ../nbs/02_config.ipynb #79de11c5
+# %% ../nbs/02_config.ipynb #1ee138ab
 def _hint_of(cls: type, name: str) -> Any:
     "Type of a field by its dotted name."
     for part in name.split('.'):
         cls = get_type_hints(cls)[part]
     return cls
 
-# %% ../nbs/02_config.ipynb #edcf359b
+# %% ../nbs/02_config.ipynb #d7fff804
 def _set_override(
     cls: type, known: list[str], values: dict[str, Any], name: str, value: Any,
 ) -> None:
@@ -346,7 +346,7 @@ def _set_override(
         raise unknown_key_error(name, known, 'command line')
     set_dotted(values, name, value, _hint_of(cls, name))
 
-# %% ../nbs/02_config.ipynb #f3714845
+# %% ../nbs/02_config.ipynb #99247826
 def _config_files(config_dir: str | Path | None) -> list[Path]:
     "The configuration files of a folder, in the order of their names."
     if config_dir is None:
@@ -357,7 +357,7 @@ def _config_files(config_dir: str | Path | None) -> list[Path]:
                          'expected data_config.yaml and model_config.yaml')
     return files
 
-# %% ../nbs/02_config.ipynb #816d2bff
+# %% ../nbs/02_config.ipynb #e3a2e853
 def _dotted(values: Mapping[str, Any], prefix: str = '') -> list[str]:
     "Dotted names of the leaves of nested sections."
     names = []
@@ -366,7 +366,7 @@ def _dotted(values: Mapping[str, Any], prefix: str = '') -> list[str]:
         names += _dotted(value, f'{name}.') if isinstance(value, Mapping) and value else [name]
     return names
 
-# %% ../nbs/02_config.ipynb #38e08871
+# %% ../nbs/02_config.ipynb #533eb7ba
 def load_config(
     cls: type[T],  # the dataclass to build
     config_dir: str | Path | None = None,  # folder with *_config.yaml files; None: the defaults

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ['MODALITIES', 'LABEL_NAMES', 'REGIONS', 'REGION_NAMES', 'InputError', 'SchemaNeeded', 'Label', 'labels_to_regions',
            'regions_to_labels', 'Geometry', 'nonzero', 'Case']
 
-# %% ../nbs/00_core.ipynb #59788f1a
+# %% ../nbs/00_core.ipynb #dfc9c0eb
 #: The four sequences, in channel order (that of MSD Task01_BrainTumour).
 MODALITIES: tuple[str, ...] = ('FLAIR', 'T1w', 'T1gd', 'T2w')
 
-# %% ../nbs/00_core.ipynb #eaa92c7c
+# %% ../nbs/00_core.ipynb #f867503e
 class InputError(ValueError):
     "Something a user gave is not what was expected; the message names both."
 
@@ -30,7 +30,7 @@ class InputError(ValueError):
 class SchemaNeeded(InputError):
     "The ids of a label map are ambiguous: the user has to name the schema, for the whole cohort."
 
-# %% ../nbs/00_core.ipynb #5f683e65
+# %% ../nbs/00_core.ipynb #f181717e
 class Label(IntEnum):
     "Canonical label ids (those of MSD Task01_BrainTumour)."
     BACKGROUND = 0
@@ -47,7 +47,7 @@ LABEL_NAMES: dict[Label, str] = {
     Label.ENHANCING: 'enhancing tumour',
 }
 
-# %% ../nbs/00_core.ipynb #52a4c0d5
+# %% ../nbs/00_core.ipynb #cb0964ce
 #: Nested regions, outermost first: each is the union of these labels.
 REGIONS: dict[str, tuple[Label, ...]] = {
     'WT': (Label.EDEMA, Label.NON_ENHANCING, Label.ENHANCING),
@@ -58,14 +58,14 @@ REGIONS: dict[str, tuple[Label, ...]] = {
 #: What each region is called in full.
 REGION_NAMES: dict[str, str] = {'WT': 'whole tumour', 'TC': 'tumour core', 'ET': 'enhancing tumour'}
 
-# %% ../nbs/00_core.ipynb #e2552dc1
+# %% ../nbs/00_core.ipynb #931db558
 def labels_to_regions(
     label: np.ndarray,  # canonical ids, (X, Y, Z)
 ) -> np.ndarray:  # bool, (3, X, Y, Z), channels WT, TC, ET
     "Nested region masks of a label map."
     return np.stack([np.isin(label, members) for members in REGIONS.values()])
 
-# %% ../nbs/00_core.ipynb #c6ff58da
+# %% ../nbs/00_core.ipynb #5619e323
 def regions_to_labels(
     regions: np.ndarray,  # bool, (3, X, Y, Z), channels WT, TC, ET
 ) -> np.ndarray:  # canonical ids, uint8, (X, Y, Z)
@@ -76,7 +76,7 @@ def regions_to_labels(
     np.copyto(label, np.uint8(Label.ENHANCING), where=core & et)
     return label
 
-# %% ../nbs/00_core.ipynb #917cab6e
+# %% ../nbs/00_core.ipynb #2f679b7f
 def _orientation(
     affine: np.ndarray,  # (4, 4), voxel index -> RAS+ mm
 ) -> str:
@@ -99,7 +99,7 @@ def _assign_axes(
         left[world, :] = left[:, voxel] = -1
     return pairs
 
-# %% ../nbs/00_core.ipynb #d208a51f
+# %% ../nbs/00_core.ipynb #4ad5e0f5
 @dataclass(frozen=True)
 class Geometry:
     "A voxel grid placed in the patient's world."
@@ -143,7 +143,7 @@ class Geometry:
         gap = (self.affine - other.affine) @ np.vstack([corners, np.ones(corners.shape[1])])
         return float(np.linalg.norm(gap[:3], axis=0).max())
 
-# %% ../nbs/00_core.ipynb #092ae40b
+# %% ../nbs/00_core.ipynb #defe573f
 def nonzero(
     image: np.ndarray,  # (C, X, Y, Z)
 ) -> np.ndarray:  # bool (X, Y, Z)
@@ -153,7 +153,7 @@ def nonzero(
         found |= channel != 0
     return found
 
-# %% ../nbs/00_core.ipynb #74237701
+# %% ../nbs/00_core.ipynb #7a41d515
 def _check_shapes(case: Case) -> None:
     "Refuse an image or a label that does not lie on the grid of the case."
     expected = (len(case.modalities), *case.geometry.shape)
@@ -173,7 +173,7 @@ def _summary(case: Case) -> str:
     return (f'Case({case.id}: {"/".join(case.modalities)}, {size} at {spacing} mm, '
             f'{grid.orientation}, {labelled})')
 
-# %% ../nbs/00_core.ipynb #706c9b04
+# %% ../nbs/00_core.ipynb #17a317c4
 @dataclass
 class Case:
     "One study, checked and in memory, on its native grid."

@@ -16,7 +16,7 @@ from ..core import InputError, SchemaNeeded
 # %% auto #0
 __all__ = ['DEBUG', 'said_of', 'failing_alone', 'check_some_worked']
 
-# %% ../../nbs/07_system.failures.ipynb #e3f46a1b
+# %% ../../nbs/07_system.failures.ipynb #3c560c2e
 #: The environment variable that asks for tracebacks.
 DEBUG: str = 'NEUROSEG3D_DEBUG'
 
@@ -34,7 +34,7 @@ def said_of(
         return f'out of memory{": " * bool(text)}{text}'
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
-# %% ../../nbs/07_system.failures.ipynb #c1fc6f5b
+# %% ../../nbs/07_system.failures.ipynb #611a1ad7
 @contextlib.contextmanager
 def failing_alone(
     case: str,  # whose work this is
@@ -50,7 +50,7 @@ def failing_alone(
             raise
         failures[case] = said_of(error)
 
-# %% ../../nbs/07_system.failures.ipynb #b459b913
+# %% ../../nbs/07_system.failures.ipynb #3690ffd1
 def check_some_worked(
     failures: dict[str, str],  # case -> error
     total: int,  # cases that were tried

@@ -27,7 +27,7 @@ from ..core import InputError
 __all__ = ['as_path', 'make_folder', 'process_mark', 'is_alive', 'new_file', 'sync_folder', 'disk_error', 'filled', 'write_bytes',
            'write_text', 'write_json', 'second_name', 'sweep', 'table_cell', 'write_table']
 
-# %% ../../nbs/05_system.files.ipynb #a08819c0
+# %% ../../nbs/05_system.files.ipynb #32013278
 def as_path(
     value: str | bytes | os.PathLike,  # as a user, a file or a caller gave it
     name: str = 'path',  # of the setting or argument, for the error
@@ -49,7 +49,7 @@ def as_path(
         raise InputError(f'{name}: found {text}, but no such home folder is known here '
                          '(is $HOME set?); give the whole path') from None
 
-# %% ../../nbs/05_system.files.ipynb #117f473f
+# %% ../../nbs/05_system.files.ipynb #dff7ff42
 def make_folder(
     folder: Path,  # with those above it
 ) -> Path:  # `folder`
@@ -66,7 +66,7 @@ def make_folder(
         raise InputError(f'{folder}: cannot be made: {problem}') from error
     return folder
 
-# %% ../../nbs/05_system.files.ipynb #e101575a
+# %% ../../nbs/05_system.files.ipynb #8037bbb0
 def _space() -> str:
     "Eight digits for the processes that share their numbers: machine, its start, container."
     facts = [socket.gethostname()]
@@ -77,7 +77,7 @@ def _space() -> str:
             facts.append(read().strip())
     return hashlib.sha256('/'.join(facts).encode()).hexdigest()[:8]
 
-# %% ../../nbs/05_system.files.ipynb #cb4c98b8
+# %% ../../nbs/05_system.files.ipynb #1008c515
 def _started(process: int) -> int | None:
     "Second in which a process began; None where there is none of that number (any more)."
     import psutil
@@ -89,12 +89,12 @@ def _started(process: int) -> int | None:
     except psutil.AccessDenied:
         return -1
 
-# %% ../../nbs/05_system.files.ipynb #bfc3e15d
+# %% ../../nbs/05_system.files.ipynb #e19ebc8c
 def process_mark() -> str:
     "What stands for this process in the name of a file: machine, number, start."
     return f'{_space()}-{os.getpid()}-{_started(os.getpid()):x}'
 
-# %% ../../nbs/05_system.files.ipynb #42a312a2
+# %% ../../nbs/05_system.files.ipynb #ca0b7eec
 def is_alive(
     mark: str,  # of `process_mark`
 ) -> bool | None:  # None where this machine cannot know
@@ -107,7 +107,7 @@ def is_alive(
         return False
     return now < 0 or abs(now - int(began, 16)) <= 2  # clocks are corrected by a second at times
 
-# %% ../../nbs/05_system.files.ipynb #bab2b312
+# %% ../../nbs/05_system.files.ipynb #0bce1380
 _TEMPORARY = re.compile(r'\.neuroseg3d-([0-9a-f]{8}-\d+-[0-9a-f]+)-[0-9a-f]{12}(\.[\w.]{1,16})?$')
 
 
@@ -116,7 +116,7 @@ def _suffix(path: Path) -> str:
     found = re.search(r'(\.nii)?\.[A-Za-z0-9]{1,12}$', path.name)
     return found[0] if found else ''
 
-# %% ../../nbs/05_system.files.ipynb #0eddbeb5
+# %% ../../nbs/05_system.files.ipynb #be7d7e1a
 def new_file(
     folder: Path,  # that is there
     suffix: str = '',  # that the name ends with
@@ -129,7 +129,7 @@ def new_file(
             os.close(os.open(path, flags, 0o666))  # the system takes the umask off
             return path
 
-# %% ../../nbs/05_system.files.ipynb #05afa54f
+# %% ../../nbs/05_system.files.ipynb #fb6e31b1
 _UNABLE = {
     errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM,
     errno.EACCES, errno.ENOSYS, errno.EBADF, errno.EISDIR,
@@ -148,7 +148,7 @@ def _flush(path: Path) -> None:
         if error.errno not in _UNABLE:
             raise
 
-# %% ../../nbs/05_system.files.ipynb #7f5a5640
+# %% ../../nbs/05_system.files.ipynb #f23f9116
 def sync_folder(
     folder: Path,  # whose entries have changed
 ) -> None:
@@ -156,7 +156,7 @@ def sync_folder(
     with contextlib.suppress(OSError):
         _flush(folder)
 
-# %% ../../nbs/05_system.files.ipynb #107e2600
+# %% ../../nbs/05_system.files.ipynb #240962fe
 def disk_error(
     error: BaseException | None,  # of any library
 ) -> OSError | None:
@@ -167,7 +167,7 @@ def disk_error(
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error
 
-# %% ../../nbs/05_system.files.ipynb #10a30ee7
+# %% ../../nbs/05_system.files.ipynb #5ed6118d
 def _is_ours(name: Any) -> bool:
     "Whether a file's name is that of a half-written file."
     if not isinstance(name, (str, bytes, os.PathLike)):
@@ -186,7 +186,7 @@ def _unwritten(error: Exception, path: Path, temporary: Path | None) -> InputErr
     return InputError(f'{path}: could not be written: {problem.strerror or problem}; '
                       'what was there before is as it was')
 
-# %% ../../nbs/05_system.files.ipynb #4cde4c47
+# %% ../../nbs/05_system.files.ipynb #f9772ff1
 @contextlib.contextmanager
 def filled(
     path: str | os.PathLike,  # the file that is to be there in the end; its folder is made
@@ -213,7 +213,7 @@ def filled(
                 temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
-# %% ../../nbs/05_system.files.ipynb #f4027786
+# %% ../../nbs/05_system.files.ipynb #838c465b
 def write_bytes(
     path: str | os.PathLike,  # of the file; its folder is made
     content: bytes,  # all of it
@@ -223,7 +223,7 @@ def write_bytes(
         file.write(content)
     return as_path(path)
 
-# %% ../../nbs/05_system.files.ipynb #1e7622bf
+# %% ../../nbs/05_system.files.ipynb #f11b3be0
 def write_text(
     path: str | os.PathLike,  # of the file; its folder is made
     text: str,  # all of it; what UTF-8 cannot say, such as half characters, becomes '?'
@@ -231,7 +231,7 @@ def write_text(
     "Write a text as UTF-8, the whole or none."
     return write_bytes(path, text.encode('utf-8', errors='replace'))
 
-# %% ../../nbs/05_system.files.ipynb #7fdade68
+# %% ../../nbs/05_system.files.ipynb #f390fb2c
 def write_json(
     path: str | os.PathLike,  # of the file; its folder is made
     content: Any,  # values that JSON can hold
@@ -240,7 +240,7 @@ def write_json(
     "Write values as JSON, the whole or none."
     return write_bytes(path, (json.dumps(content, indent=indent) + '\n').encode())
 
-# %% ../../nbs/05_system.files.ipynb #9ec84079
+# %% ../../nbs/05_system.files.ipynb #f29b3199
 def second_name(
     source: Path,  # a file
     target: Path,  # its second name; what that stood for is replaced
@@ -255,7 +255,7 @@ def second_name(
         except OSError:
             shutil.copyfile(source, temporary)
 
-# %% ../../nbs/05_system.files.ipynb #d92d409e
+# %% ../../nbs/05_system.files.ipynb #d7aebc25
 _DAY_S = 86_400
 
 
@@ -266,7 +266,7 @@ def _is_left(path: Path, mark: str) -> bool:
         return not alive if alive is not None else time.time() - path.lstat().st_mtime > _DAY_S
     return False
 
-# %% ../../nbs/05_system.files.ipynb #bfdc1f68
+# %% ../../nbs/05_system.files.ipynb #7ed961ea
 def sweep(
     folder: Path,  # that is worked in
 ) -> list[Path]:  # what was removed
@@ -279,7 +279,7 @@ def sweep(
                 removed.append(path)
     return removed
 
-# %% ../../nbs/05_system.files.ipynb #875bd4fc
+# %% ../../nbs/05_system.files.ipynb #6ce66ed2
 _FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠')
 
 
@@ -295,7 +295,7 @@ def table_cell(
     except ValueError:
         return f"'{value}"
 
-# %% ../../nbs/05_system.files.ipynb #e40dfce8
+# %% ../../nbs/05_system.files.ipynb #f427fde0
 def write_table(
     path: str | os.PathLike,  # a CSV file; its folder is made
     rows: Iterable[Mapping[str, Any]],  # by column; what a row lacks is an empty cell

@@ -37,7 +37,7 @@ from .processes import PATIENCE, patience_s
 # %% auto #0
 __all__ = ['LOCK', 'RECORD', 'check_folder', 'FolderLock', 'digest', 'Results']
 
-# %% ../../nbs/06_system.folders.ipynb #d8981ca5
+# %% ../../nbs/06_system.folders.ipynb #eba4dee4
 def check_folder(
     folder: str | os.PathLike,  # that is to hold results; it need not be there
     name: str = 'output_dir',  # of the setting or argument, for the error
@@ -56,7 +56,7 @@ def check_folder(
         problem = f'nothing can be written there: {error.strerror}'
     raise InputError(f'{name} {folder}: {problem}')
 
-# %% ../../nbs/06_system.folders.ipynb #48b61749
+# %% ../../nbs/06_system.folders.ipynb #d801464c
 LOCK = '.neuroseg3d.lock'
 
 
@@ -80,7 +80,7 @@ def _write_lock(path: Path, about: str) -> bool:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
-# %% ../../nbs/06_system.folders.ipynb #5b9c259f
+# %% ../../nbs/06_system.folders.ipynb #95436928
 def _try_lock(folder: Path, path: Path, mark: str, work: str) -> bool:
     "Take the lock of a folder where nobody holds it."
     make_folder(path.parent)
@@ -94,7 +94,7 @@ def _try_lock(folder: Path, path: Path, mark: str, work: str) -> bool:
         reason = error.strerror or error
         raise InputError(f'{folder}: nothing can be written there: {reason}') from error
 
-# %% ../../nbs/06_system.folders.ipynb #4072bead
+# %% ../../nbs/06_system.folders.ipynb #d76325ad
 def _clock(folder: Path) -> float:
     "The time by the clock of the file system."
     file = new_file(folder, '.lock')
@@ -103,7 +103,7 @@ def _clock(folder: Path) -> float:
     finally:
         file.unlink(missing_ok=True)
 
-# %% ../../nbs/06_system.folders.ipynb #c141d93d
+# %% ../../nbs/06_system.folders.ipynb #ca2239f2
 def _read_lock(path: Path) -> tuple[dict[str, Any] | None, float]:
     "Who holds the lock (None: nobody any more), and seconds since its last sign of life."
     age_s, parts = 0.0, ('mark', 'process', 'host', 'since', 'work')
@@ -116,7 +116,7 @@ def _read_lock(path: Path) -> tuple[dict[str, Any] | None, float]:
     except (ValueError, KeyError, TypeError):  # it is being written, or something else has
         return {'mark': '', **dict.fromkeys(parts[1:], '?')}, age_s
 
-# %% ../../nbs/06_system.folders.ipynb #7bfff6bd
+# %% ../../nbs/06_system.folders.ipynb #134b20c4
 _PULSE_S, _PATIENCE_S = 20, 180
 
 
@@ -126,13 +126,13 @@ def _keep_alive(path: Path, done: threading.Event) -> None:
         with contextlib.suppress(OSError):
             os.utime(path)
 
-# %% ../../nbs/06_system.folders.ipynb #7c9cfd04
+# %% ../../nbs/06_system.folders.ipynb #c00c3020
 def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
     "Whether the holder of a lock no longer runs."
     alive = is_alive(holder['mark']) if holder['mark'].count('-') == 2 else None
     return age_s > _PATIENCE_S if alive is None else not alive
 
-# %% ../../nbs/06_system.folders.ipynb #a2d14e31
+# %% ../../nbs/06_system.folders.ipynb #3f34cad3
 def _clear_lock(path: Path, holder: dict[str, Any]) -> None:
     "Remove the lock of a process that is gone; if another was quicker, its lock is put back."
     aside = path.with_name(f'{LOCK}.{os.getpid()}.{threading.get_ident()}')
@@ -143,7 +143,7 @@ def _clear_lock(path: Path, holder: dict[str, Any]) -> None:
                 os.link(aside, path)
         aside.unlink(missing_ok=True)
 
-# %% ../../nbs/06_system.folders.ipynb #a066e1b8
+# %% ../../nbs/06_system.folders.ipynb #6ad50e2f
 def _leave_lock(path: Path, mark: str) -> None:
     "Remove a lock, if it is ours."
     holder, _ = _read_lock(path)
@@ -151,7 +151,7 @@ def _leave_lock(path: Path, mark: str) -> None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
-# %% ../../nbs/06_system.folders.ipynb #25030675
+# %% ../../nbs/06_system.folders.ipynb #2a61f228
 def _refusal(
     folder: Path, lock: Path, holder: dict[str, Any], age_s: float, waited_s: float = 0,
 ) -> str:
@@ -170,7 +170,7 @@ def _refusal(
     return (f'{folder}: another process is at work in it ({who}); '
             f'wait until it is done, or choose another folder{far}')
 
-# %% ../../nbs/06_system.folders.ipynb #2dab827f
+# %% ../../nbs/06_system.folders.ipynb #4751da0d
 def _content(path: Path) -> bytes | None:
     "What the lock says, and how far its holder has come."
     try:
@@ -178,7 +178,7 @@ def _content(path: Path) -> bytes | None:
     except OSError:
         return None
 
-# %% ../../nbs/06_system.folders.ipynb #bdc2d28f
+# %% ../../nbs/06_system.folders.ipynb #32e493ec
 def _take_lock(folder: Path, path: Path, mark: str, work: str, wait_s: float) -> None:
     "Take a lock at once, or when its holder is done or gone."
     since, before = time.monotonic(), None
@@ -193,7 +193,7 @@ def _take_lock(folder: Path, path: Path, mark: str, work: str, wait_s: float) ->
             raise InputError(_refusal(folder, path, holder or {}, age_s, wait_s))
         time.sleep(min(0.1, wait_s))
 
-# %% ../../nbs/06_system.folders.ipynb #970e948c
+# %% ../../nbs/06_system.folders.ipynb #7f589ffe
 _held: dict[tuple, int] = {}  # (lock, process, thread) -> how often
 
 
@@ -237,7 +237,7 @@ class FolderLock:
             file.seek(0, os.SEEK_END)
             file.write(b'\n')
 
-# %% ../../nbs/06_system.folders.ipynb #99a32bb7
+# %% ../../nbs/06_system.folders.ipynb #b933e07a
 def digest(
     path: Path,  # of a file
 ) -> str:  # hex
@@ -248,7 +248,7 @@ def digest(
             found.update(chunk)
     return found.hexdigest()
 
-# %% ../../nbs/06_system.folders.ipynb #f91492e4
+# %% ../../nbs/06_system.folders.ipynb #456829fa
 RECORD = '.neuroseg3d.json'
 
 
@@ -258,12 +258,12 @@ def _read_record(path: Path) -> dict[str, Any]:
         return {}
     return read_json(path, dict[str, Any], 'list of the files that were written here')
 
-# %% ../../nbs/06_system.folders.ipynb #dd0bab82
+# %% ../../nbs/06_system.folders.ipynb #729df968
 def _sums(content: dict[str, Any], path: Path) -> dict[str, list[str]]:
     "What was written into a folder, by its record: SHA-256 by name."
     return checked(content.get('files', {}), dict[str, list[str]], str(path), ('files',))
 
-# %% ../../nbs/06_system.folders.ipynb #647e4e54
+# %% ../../nbs/06_system.folders.ipynb #524044da
 class _KnownFolder:
     "A folder that knows which of its files are ours."
 
@@ -300,7 +300,7 @@ class _KnownFolder:
         files = {**_sums(content, self.record), name: sums}
         write_json(self.record, {**self.more, **content, 'files': files})
 
-# %% ../../nbs/06_system.folders.ipynb #b5987a13
+# %% ../../nbs/06_system.folders.ipynb #bae17443
 def _is_there(path: Path) -> bool:
     "Whether a file of that name is there; a name that no file can have is an error."
     try:
@@ -316,7 +316,7 @@ def _is_there(path: Path) -> bool:
                          'choose another output folder')
     return True
 
-# %% ../../nbs/06_system.folders.ipynb #423c2b39
+# %% ../../nbs/06_system.folders.ipynb #39ffca4d
 def _check_file(known: _KnownFolder, name: str, record: dict[str, list[str]]) -> None:
     "Refuse to replace a file that is the user's."
     path = known.folder / name
@@ -326,18 +326,18 @@ def _check_file(known: _KnownFolder, name: str, record: dict[str, list[str]]) ->
         raise InputError(f'{path}: {how}; it would be replaced. '
                          'Choose another output folder, or move it away')
 
-# %% ../../nbs/06_system.folders.ipynb #635643a9
+# %% ../../nbs/06_system.folders.ipynb #c03db79f
 def _missing(folder: Path) -> list[Path]:
     "The folders that would have to be made, the innermost first."
     return [p for p in (folder, *folder.parents) if not p.exists()]
 
-# %% ../../nbs/06_system.folders.ipynb #f6b044a0
+# %% ../../nbs/06_system.folders.ipynb #60249b45
 def _remove_empty(folders: Iterable[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()  # one that holds something stays
 
-# %% ../../nbs/06_system.folders.ipynb #ea0a5cff
+# %% ../../nbs/06_system.folders.ipynb #761cf486
 class _GuardedFolder(_KnownFolder):
     "A folder that one process at a time works in."
 
@@ -380,14 +380,14 @@ class _GuardedFolder(_KnownFolder):
         finally:
             _remove_empty(made)
 
-# %% ../../nbs/06_system.folders.ipynb #9e53f95f
+# %% ../../nbs/06_system.folders.ipynb #48a11b30
 def _fill(results: Results, name: str, write: Callable, *content: Any) -> Path:
     "Write one file of a folder."
     with results.filled(name) as temporary:
         write(temporary, *content)
     return results.folder / name
 
-# %% ../../nbs/06_system.folders.ipynb #631ccce2
+# %% ../../nbs/06_system.folders.ipynb #e547ee41
 class Results(_GuardedFolder):
     "A folder of results: it knows which of its files are ours, and replaces no other."
 

@@ -31,7 +31,7 @@ __all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'share', 'd
            'patience_s', 'Meeting', 'met', 'joined', 'gather', 'lost_partner', 'run_while_parent_lives',
            'start_attached', 'end_group', 'run_together', 'Progress', 'free_memory']
 
-# %% ../../nbs/04_system.processes.ipynb #389ec67c
+# %% ../../nbs/04_system.processes.ipynb #39eff06a
 @dataclass(frozen=True)
 class Place:
     "This process among those that a launcher has started."
@@ -46,7 +46,7 @@ class Place:
         "Processes a machine."
         return self.world_size // self.num_nodes
 
-# %% ../../nbs/04_system.processes.ipynb #2ac76c07
+# %% ../../nbs/04_system.processes.ipynb #314e0992
 def _number(
     env: Mapping[str, str], name: str, least: int,
     default: int | None = None, below: float = math.inf,
@@ -59,7 +59,7 @@ def _number(
             f'{name}: found {text!r} in the environment, expected a number from {least}{end}')
     return int(text)
 
-# %% ../../nbs/04_system.processes.ipynb #e0c932ef
+# %% ../../nbs/04_system.processes.ipynb #e103e570
 def launched(
     environment: Mapping[str, str] | None = None,  # None: that of this process
 ) -> Place:
@@ -78,13 +78,13 @@ def launched(
         return Place(rank, world, local, machines, 'srun')
     return Place()
 
-# %% ../../nbs/04_system.processes.ipynb #911c5193
+# %% ../../nbs/04_system.processes.ipynb #701cac06
 def is_first_process() -> bool:
     "Whether this is the process that writes; also true of the only one."
     lightning = [int(os.environ.get(k, 0)) for k in ('LOCAL_RANK', 'NODE_RANK')]
     return launched().rank == 0 if launched().world_size > 1 else not any(lightning)
 
-# %% ../../nbs/04_system.processes.ipynb #d69eaaee
+# %% ../../nbs/04_system.processes.ipynb #56e6fe43
 def share(
     items: Sequence[T],  # the same list in every process
     place: Place | None = None,  # None: what the launcher says
@@ -93,7 +93,7 @@ def share(
     place = place or launched()
     return list(items)[place.rank::place.world_size]
 
-# %% ../../nbs/04_system.processes.ipynb #b88f8807
+# %% ../../nbs/04_system.processes.ipynb #f61f72f7
 def _own_layout(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
     "Processes to start: those of this machine can be, those of other machines cannot."
     told = [k for k in ('MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK') if k in os.environ]
@@ -104,7 +104,7 @@ def _own_layout(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
             'MASTER_PORT and NODE_RANK set')
     return devices, num_nodes
 
-# %% ../../nbs/04_system.processes.ipynb #0f903f5d
+# %% ../../nbs/04_system.processes.ipynb #63c9b03c
 def device_layout(
     devices: int | str,  # asked for: processes a machine, or 'auto'
     num_nodes: int,  # asked for: machines
@@ -123,14 +123,14 @@ def device_layout(
         f'started {place.devices} processes on each of {place.num_nodes} machines; '
         'leave the settings out or make them agree')
 
-# %% ../../nbs/04_system.processes.ipynb #3c83f719
+# %% ../../nbs/04_system.processes.ipynb #8b292611
 def first_machine(
     nodes: str,  # as SLURM writes them: 'gpu-a[07-09,12],gpu-b1'
 ) -> str:
     "The first of a list of machines."
     return re.sub(r'\[([^],-]+)[^]]*\]', r'\1', nodes).split(',')[0]
 
-# %% ../../nbs/04_system.processes.ipynb #4ddf1a88
+# %% ../../nbs/04_system.processes.ipynb #8eedd532
 def meeting_place(
     environment: Mapping[str, str] | None = None,  # None: that of this process
 ) -> dict[str, str]:  # variables to set; empty where srun has started nothing
@@ -153,7 +153,7 @@ def meeting_place(
         'MASTER_PORT': env.get('MASTER_PORT', str(15_000 + step % 17_000)),
     }
 
-# %% ../../nbs/04_system.processes.ipynb #48fe2d78
+# %% ../../nbs/04_system.processes.ipynb #fd3005e3
 PATIENCE: str = 'NEUROSEG3D_PATIENCE_S'  # the variable
 
 
@@ -168,7 +168,7 @@ def patience_s() -> float:
         raise InputError(f'{PATIENCE}: found {text!r}, expected a number of seconds above 0')
     return seconds
 
-# %% ../../nbs/04_system.processes.ipynb #47aa68c8
+# %% ../../nbs/04_system.processes.ipynb #099a629d
 @dataclass(frozen=True)
 class _Appointment:
     "Where the processes of a launcher meet, and how long each waits for the others."
@@ -194,7 +194,7 @@ def _appointment(place: Place, patience_s: float) -> _Appointment:
         raise InputError(f'MASTER_PORT: found {port!r}, expected a number from 1 to 65535')
     return _Appointment(place, patience_s, host, int(port))
 
-# %% ../../nbs/04_system.processes.ipynb #717f360a
+# %% ../../nbs/04_system.processes.ipynb #f220c5ab
 _ADVICE = ('look at the output of that process, and whether all of them were started; '
            f'{PATIENCE} says how long to wait')
 
@@ -215,7 +215,7 @@ def _reach(meet: _Appointment):
             f'waited {meet.patience_s:g} s at {meet.address} for process 0 of {world}, '
             f'which never came ({reason}); {_ADVICE}') from error
 
-# %% ../../nbs/04_system.processes.ipynb #204c9014
+# %% ../../nbs/04_system.processes.ipynb #17d1d856
 class _Watch:
     "How long the others have been silent, by the time that this process was awake."
 
@@ -244,7 +244,7 @@ class _Watch:
         self.silent[rank] = self.silent.get(rank, 0.0) + passed if is_silent else 0.0
         self.heard[rank] = said
 
-# %% ../../nbs/04_system.processes.ipynb #798ff8e4
+# %% ../../nbs/04_system.processes.ipynb #81887ba8
 def _complaint(meet: _Appointment, store, late: list[int]) -> str:
     "Who is missing, in words."
     world = meet.place.world_size
@@ -258,7 +258,7 @@ def _complaint(meet: _Appointment, store, late: list[int]) -> str:
     return (f'waited {meet.patience_s:g} s at {meet.address}: {processes} of {world} '
             f'(counted from 0) {what}; {_ADVICE}')
 
-# %% ../../nbs/04_system.processes.ipynb #1b3be34b
+# %% ../../nbs/04_system.processes.ipynb #3a7991bb
 def _live(meet: _Appointment, store, over: threading.Event) -> None:
     "Give a sign of life every few seconds, until the meeting is over or its list has gone."
     count, watch = 0, _Watch(meet, store)
@@ -272,7 +272,7 @@ def _live(meet: _Appointment, store, over: threading.Event) -> None:
                 os._exit(1)
             over.wait(min(5.0, meet.patience_s / 8))
 
-# %% ../../nbs/04_system.processes.ipynb #84e215da
+# %% ../../nbs/04_system.processes.ipynb #2ce9a70d
 def _wait(meet: _Appointment, store, point: str) -> None:
     "Come to a point, and wait until all others have."
     watch, missing, pause = _Watch(meet, store), set(range(meet.place.world_size)), 0.001
@@ -283,7 +283,7 @@ def _wait(meet: _Appointment, store, point: str) -> None:
         time.sleep(pause)
         pause = min(0.1, 1.5 * pause)
 
-# %% ../../nbs/04_system.processes.ipynb #73b87de3
+# %% ../../nbs/04_system.processes.ipynb #9ac2cc9a
 class Meeting:
     "The processes of a launcher, who tell each other that they live."
 
@@ -322,7 +322,7 @@ class Meeting:
             self.store.set(self.meet.key(what, self.place.rank), text[:500])
         self.heart.join(self.patience)  # the interpreter must not end while the thread talks
 
-# %% ../../nbs/04_system.processes.ipynb #9256eaeb
+# %% ../../nbs/04_system.processes.ipynb #2eec2f15
 _MEETING: list[Meeting] = []  # the one that goes on
 
 
@@ -346,7 +346,7 @@ def met() -> Iterator[Place]:
         _MEETING.clear()
         meeting.close(problem)
 
-# %% ../../nbs/04_system.processes.ipynb #ff853a3e
+# %% ../../nbs/04_system.processes.ipynb #9bb49248
 @contextlib.contextmanager
 def joined() -> Iterator[Place]:
     "Meet the other processes of the launcher, so that `gather` gathers; alone, nothing happens."
@@ -366,7 +366,7 @@ def joined() -> Iterator[Place]:
             if place.world_size > 1:
                 dist.destroy_process_group()
 
-# %% ../../nbs/04_system.processes.ipynb #8ee045a0
+# %% ../../nbs/04_system.processes.ipynb #48ce9ca3
 def gather(
     items: list[T],  # this process's; plain values
 ) -> list[T]:  # in the order of the processes
@@ -385,7 +385,7 @@ def gather(
             f'({str(error).splitlines()[0]}); {_ADVICE}') from error
     return [item for part in parts for item in part]
 
-# %% ../../nbs/04_system.processes.ipynb #4fd3e8e0
+# %% ../../nbs/04_system.processes.ipynb #050bf608
 def lost_partner(
     error: Exception,  # that ended work in common
 ) -> InputError | None:  # None where it was something else
@@ -399,7 +399,7 @@ def lost_partner(
             return found
     return None
 
-# %% ../../nbs/04_system.processes.ipynb #77f0fe81
+# %% ../../nbs/04_system.processes.ipynb #556f8b36
 def _end(child: subprocess.Popen, ask: Callable[[], None], patience_s: float = 10) -> int:
     "Ask a process to end; one that does not is killed. Its exit code."
     with contextlib.suppress(ProcessLookupError):
@@ -410,7 +410,7 @@ def _end(child: subprocess.Popen, ask: Callable[[], None], patience_s: float = 1
         child.kill()
         return child.wait()
 
-# %% ../../nbs/04_system.processes.ipynb #8d9a03ed
+# %% ../../nbs/04_system.processes.ipynb #c96682e4
 def run_while_parent_lives(
     commands: Sequence[Sequence[str]],  # one after the other, whatever became of the earlier
     patience_s: float = 10,  # between the end of the parent and that of the command
@@ -427,7 +427,7 @@ def run_while_parent_lives(
                 return _end(child, child.terminate)
     return code
 
-# %% ../../nbs/04_system.processes.ipynb #588e8029
+# %% ../../nbs/04_system.processes.ipynb #3213e0e0
 def start_attached(
     commands: Sequence[Sequence[str]],  # for `run_while_parent_lives`
     patience_s: float = 10,  # likewise
@@ -440,7 +440,7 @@ def start_attached(
     command = [sys.executable, '-c', code]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
 
-# %% ../../nbs/04_system.processes.ipynb #02f76904
+# %% ../../nbs/04_system.processes.ipynb #c48321cb
 def end_group(
     child: subprocess.Popen,  # that was asked to end; the first of its process group
     patience_s: float = 20,  # that it has for that
@@ -453,7 +453,7 @@ def end_group(
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
-# %% ../../nbs/04_system.processes.ipynb #98a161bf
+# %% ../../nbs/04_system.processes.ipynb #a742fe18
 def _torchrun_variables(processes: int) -> dict[str, str]:
     "The environment of all processes of one machine, which meet at a free port."
     with socket.socket() as free:
@@ -466,7 +466,7 @@ def _torchrun_variables(processes: int) -> dict[str, str]:
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     return {**shared, 'OMP_NUM_THREADS': shared.get('OMP_NUM_THREADS') or threads}
 
-# %% ../../nbs/04_system.processes.ipynb #4c61f8e1
+# %% ../../nbs/04_system.processes.ipynb #58a8dde1
 def run_together(
     command: Sequence[str],  # the same for all
     processes: int,  # of this machine
@@ -485,7 +485,7 @@ def run_together(
         for child in children:
             end_group(child)
 
-# %% ../../nbs/04_system.processes.ipynb #eb248436
+# %% ../../nbs/04_system.processes.ipynb #eff7ce6e
 class Progress:
     "Whether processes of this machine get on: by the processor time that they take."
 
@@ -515,7 +515,7 @@ class Progress:
                 'nothing; look whether they hang (a disk that does not answer, '
                 f'a stopped process); {PATIENCE} says how long to wait')
 
-# %% ../../nbs/04_system.processes.ipynb #64cd9cc3
+# %% ../../nbs/04_system.processes.ipynb #64c48d79
 def _cgroup_folders() -> list[str]:
     "Folders that may hold this process's limits, innermost first."
     folders = ['/sys/fs/cgroup', '/sys/fs/cgroup/memory']
@@ -532,7 +532,7 @@ def _cgroup_folders() -> list[str]:
             folders = inside + folders
     return folders
 
-# %% ../../nbs/04_system.processes.ipynb #7a8cdfe4
+# %% ../../nbs/04_system.processes.ipynb #8a9931a2
 def _read_number(path: str) -> float | None:
     "The number in a file of the kernel, None where there is none."
     try:
@@ -540,7 +540,7 @@ def _read_number(path: str) -> float | None:
     except (OSError, ValueError, IndexError):
         return None
 
-# %% ../../nbs/04_system.processes.ipynb #bd92176a
+# %% ../../nbs/04_system.processes.ipynb #225599e8
 def _cached(folder: str) -> float:
     "What a container's files take of its memory, and give back when it is needed."
     try:
@@ -550,7 +550,7 @@ def _cached(folder: str) -> float:
     except (OSError, ValueError):
         return 0.0
 
-# %% ../../nbs/04_system.processes.ipynb #b6abd43c
+# %% ../../nbs/04_system.processes.ipynb #40c95d6e
 def free_memory() -> int:
     "Bytes that can still be taken: the system's or the container's, whichever is less."
     import psutil

@@ -20,7 +20,7 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['STAND_INS', 'stand_in', 'readable', 'settle_streams', 'tell', 'prepare_libraries', 'settle']
 
-# %% ../../nbs/03_system.surroundings.ipynb #4616ac7c
+# %% ../../nbs/03_system.surroundings.ipynb #bca0a916
 _STAND_INS = {
     '–': '-', '—': '-', '−': '-', '‐': '-', '’': "'", '‘': "'", '“': '"', '”': '"', '…': '...',
     '×': 'x', '·': '.', '±': '+/-', '→': '->', '≥': '>=', '≤': '<=', '≈': '~', '°': ' degrees',
@@ -39,7 +39,7 @@ def stand_in(
     bare = unicodedata.normalize('NFKD', character).encode('ascii', 'ignore').decode()
     return bare or character.encode('ascii', 'backslashreplace').decode()
 
-# %% ../../nbs/03_system.surroundings.ipynb #ce6dbc26
+# %% ../../nbs/03_system.surroundings.ipynb #42e6d8c2
 def _answer(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -50,7 +50,7 @@ def _answer(error: UnicodeError) -> tuple[str, int]:
 STAND_INS: str = 'neuroseg3d'
 codecs.register_error(STAND_INS, _answer)
 
-# %% ../../nbs/03_system.surroundings.ipynb #16072824
+# %% ../../nbs/03_system.surroundings.ipynb #69d2f701
 def readable(
     name: str,  # of a file or folder, as Python gives it
 ) -> str:  # the same where it is text
@@ -70,7 +70,7 @@ def _is_escaped(name: str) -> bool:
     "Whether every half character is a byte that could not be decoded."
     return all(not '\ud800' <= c <= '\udfff' or '\udc80' <= c <= '\udcff' for c in name)
 
-# %% ../../nbs/03_system.surroundings.ipynb #f61c08ee
+# %% ../../nbs/03_system.surroundings.ipynb #04990311
 def _open_closed(
     number: int,  # 0, 1 or 2
 ) -> None:
@@ -83,7 +83,7 @@ def _open_closed(
             os.dup2(opened, number)
             os.close(opened)
 
-# %% ../../nbs/03_system.surroundings.ipynb #d401a842
+# %% ../../nbs/03_system.surroundings.ipynb #6ae74711
 def settle_streams() -> None:
     "Standard streams that are there, and that can write any text."
     for number in range(3):
@@ -95,7 +95,7 @@ def settle_streams() -> None:
         if getattr(stream, 'errors', STAND_INS) != STAND_INS and hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors=STAND_INS)
 
-# %% ../../nbs/03_system.surroundings.ipynb #044d134e
+# %% ../../nbs/03_system.surroundings.ipynb #b471e850
 #: Begins another line, turns the text round or makes a terminal act, in the name of a file.
 _CONTROLS = re.compile(
     '[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]')
@@ -109,7 +109,7 @@ def tell(
         safe = _CONTROLS.sub(lambda found: found[0].encode('unicode_escape').decode(), line)
         print(safe, file=sys.stderr, flush=True)
 
-# %% ../../nbs/03_system.surroundings.ipynb #7bc732c2
+# %% ../../nbs/03_system.surroundings.ipynb #e52a129c
 def _is_usable(folder: str) -> bool:
     "Whether a folder can be written to, or made."
     if not os.path.isabs(folder):  # a home that is not known
@@ -118,7 +118,7 @@ def _is_usable(folder: str) -> bool:
         folder = os.path.dirname(folder)
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
-# %% ../../nbs/03_system.surroundings.ipynb #e0615b9b
+# %% ../../nbs/03_system.surroundings.ipynb #9af127ea
 def _own_folder() -> Path | None:
     "A folder of this user below the temporary one; None where there is nowhere to write."
     try:
@@ -133,7 +133,7 @@ def _own_folder() -> Path | None:
     except OSError:
         return None
 
-# %% ../../nbs/03_system.surroundings.ipynb #f52fb298
+# %% ../../nbs/03_system.surroundings.ipynb #9aa9ec53
 def _has_temporary() -> bool:
     "Whether the temporary folder is one, and not the current folder for want of another."
     told = [os.environ[v] for v in ('TMPDIR', 'TEMP', 'TMP') if os.environ.get(v)]
@@ -142,7 +142,7 @@ def _has_temporary() -> bool:
         return True
     return bool(os.stat(found).st_mode & stat.S_ISVTX)  # sticky: it is everybody's
 
-# %% ../../nbs/03_system.surroundings.ipynb #7d2523ca
+# %% ../../nbs/03_system.surroundings.ipynb #d58c4517
 def _prepare_temporary() -> None:
     "A temporary folder that can be written to, before Python takes the current folder."
     with contextlib.suppress(OSError):
@@ -153,7 +153,7 @@ def _prepare_temporary() -> None:
             os.environ['TMPDIR'] = tempfile.tempdir = folder
             return
 
-# %% ../../nbs/03_system.surroundings.ipynb #a4c03e3c
+# %% ../../nbs/03_system.surroundings.ipynb #e41b1db6
 _CACHES = {
     'XDG_CONFIG_HOME': '.config', 'XDG_CACHE_HOME': '.cache', 'XDG_DATA_HOME': '.local/share',
 }
@@ -166,7 +166,7 @@ def _has_name() -> bool:
     except (KeyError, OSError, ImportError):
         return False
 
-# %% ../../nbs/03_system.surroundings.ipynb #3c257807
+# %% ../../nbs/03_system.surroundings.ipynb #92a03667
 def prepare_libraries() -> None:
     "Give libraries the user's name, and folders that they can write to, by their own variables."
     _prepare_temporary()
@@ -183,7 +183,7 @@ def prepare_libraries() -> None:
             with contextlib.suppress(OSError):
                 (own / below).mkdir(parents=True, exist_ok=True)
 
-# %% ../../nbs/03_system.surroundings.ipynb #753a0f24
+# %% ../../nbs/03_system.surroundings.ipynb #7d5c735c
 def settle() -> None:
     "Make the surroundings of a command usable."
     settle_streams()
