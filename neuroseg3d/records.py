@@ -24,7 +24,7 @@ T = TypeVar('T')
 __all__ = ['T', 'DEEPEST', 'MOST', 'DIGITS', 'LARGEST', 'LARGEST_YAML', 'place', 'check_plain', 'read_bytes', 'read_text',
            'checked', 'parse_json', 'decode_json', 'read_json', 'parse_yaml']
 
-# %% ../nbs/01_records.ipynb #60b189fb
+# %% ../nbs/01_records.ipynb #1ae07bbb
 def _short(value: Any) -> str:
     "A value in a few words, for an error."
     try:
@@ -33,7 +33,7 @@ def _short(value: Any) -> str:
         return 'a number of thousands of digits'
     return text if len(text) <= 60 else f'{text[:40]}... ({len(text):,} characters)'
 
-# %% ../nbs/01_records.ipynb #c728f09a
+# %% ../nbs/01_records.ipynb #ade2ea7b
 def place(
     steps: Iterable[str | int],  # keys and positions from the top of a document
 ) -> str:  # such as "cases.BRATS_001.files[0]"
@@ -44,12 +44,12 @@ def place(
         text += f'.{step}' if plain else f'[{_short(step)}]'
     return text.removeprefix('.')
 
-# %% ../nbs/01_records.ipynb #4bad9d46
+# %% ../nbs/01_records.ipynb #ada5a100
 def _at(where: str, steps: tuple[str | int, ...]) -> str:
     "A file and a place in it, which is cut where it is deep; the whole needs no place."
     return f'{where}: {place(steps[:8])}{"..." * (len(steps) > 8)}' if steps else where
 
-# %% ../nbs/01_records.ipynb #5e53eaa3
+# %% ../nbs/01_records.ipynb #4afe4d5a
 #: Nesting, number of values, and digits of a whole number that a descriptive file may have.
 DEEPEST, MOST, DIGITS = 64, 3_000_000, 20
 
@@ -66,20 +66,13 @@ def _not_plain(value: Any) -> str | None:
         return f'found {type(value).__name__}, expected text, numbers, lists or keys with values'
     return None
 
-# %% ../nbs/01_records.ipynb #6d69f67f
+# %% ../nbs/01_records.ipynb #f990900b
 def _too_much(count: int) -> str:
     "Whether there are too many values, or too deep ones."
     many = f'more than {MOST:,} values'
     return f'found {many if count > MOST else f"nesting deeper than {DEEPEST}"}'
 
-# %% ../nbs/01_records.ipynb #6220de28
-def _check_keys(values: Mapping, where: str, at: tuple) -> None:
-    "Keys are text."
-    for key in values:
-        if not isinstance(key, str) or '\0' in key:
-            raise InputError(f'{_at(where, at)}: found the key {_short(key)}, expected text')
-
-# %% ../nbs/01_records.ipynb #30007707
+# %% ../nbs/01_records.ipynb #4650d702
 def check_plain(
     values: Any,  # from a file
     where: str,  # the file
@@ -96,12 +89,15 @@ def check_plain(
         if problem:
             raise InputError(f'{_at(where, at)}: {problem}')
         if isinstance(value, Mapping):
-            _check_keys(value, where, at)
+            for key in value:
+                if not isinstance(key, str) or '\0' in key:
+                    problem = f'found the key {_short(key)}, expected text'
+                    raise InputError(f'{_at(where, at)}: {problem}')
             todo += [(v, (*at, k)) for k, v in value.items()]
         elif isinstance(value, (list, tuple)):
             todo += [(v, (*at, i)) for i, v in enumerate(value)]
 
-# %% ../nbs/01_records.ipynb #6247a43f
+# %% ../nbs/01_records.ipynb #31b7457e
 #: Bytes that a descriptive file may have by default: a manifest of 10,000 cases has some 40 MB.
 LARGEST: int = 128 << 20
 
@@ -115,7 +111,7 @@ def _check_size(path: Path, what: str, largest: int) -> None:
         raise InputError(
             f'{path}: found {about.st_size:,} bytes, expected a {what} of at most {largest:,}')
 
-# %% ../nbs/01_records.ipynb #bdab7255
+# %% ../nbs/01_records.ipynb #7577e0c7
 def read_bytes(
     path: str | Path,  # a file
     what: str = 'file',  # what it is, for the error
@@ -137,7 +133,7 @@ def read_bytes(
     except ValueError as error:  # a name with a null character
         raise InputError(f'{str(path)!r}: not a name that a file can have: {error}') from None
 
-# %% ../nbs/01_records.ipynb #2e824d13
+# %% ../nbs/01_records.ipynb #30169236
 def _text(content: bytes, where: str) -> str:
     try:
         return content.decode('utf-8-sig')
@@ -145,7 +141,7 @@ def _text(content: bytes, where: str) -> str:
         found = f'byte 0x{content[error.start]:02x} at {error.start}'
         raise InputError(f'{where}: found {found}, expected text as UTF-8') from None
 
-# %% ../nbs/01_records.ipynb #8cfb3957
+# %% ../nbs/01_records.ipynb #83c661bb
 def read_text(
     path: str | Path,  # a file
     what: str = 'file',  # what it is, for the error
@@ -154,7 +150,7 @@ def read_text(
     "The content of a file as text, which has to be UTF-8."
     return _text(read_bytes(path, what, largest), str(path))
 
-# %% ../nbs/01_records.ipynb #317f4eeb
+# %% ../nbs/01_records.ipynb #21e41cc2
 def _misfit(values: Any, kind: type) -> str | None:
     "What msgspec has to say against values, None where they fit."
     try:
@@ -166,7 +162,7 @@ def _misfit(values: Any, kind: type) -> str | None:
         return _misfit(json.loads(text), kind)
     return None
 
-# %% ../nbs/01_records.ipynb #4e8e99cb
+# %% ../nbs/01_records.ipynb #ede4504e
 def _bad_key(misfit: Callable[[dict], str | None], mapping: Mapping) -> Any:
     "The first key whose value does not fit, by halving."
     keys = list(mapping)
@@ -175,7 +171,7 @@ def _bad_key(misfit: Callable[[dict], str | None], mapping: Mapping) -> Any:
         keys = half if misfit({k: mapping[k] for k in half}) else keys[len(half):]
     return keys[0]
 
-# %% ../nbs/01_records.ipynb #a77b82d5
+# %% ../nbs/01_records.ipynb #6855b9b6
 def _put(values: Any, steps: tuple, new: Any) -> Any:
     "The values with another part at a place."
     if not steps:
@@ -185,7 +181,7 @@ def _put(values: Any, steps: tuple, new: Any) -> Any:
         return {**values, steps[0]: inside}
     return [inside if i == steps[0] else v for i, v in enumerate(values)]
 
-# %% ../nbs/01_records.ipynb #9352ab5b
+# %% ../nbs/01_records.ipynb #2948447b
 def _steps(values: Any, kind: type, path: str) -> list[str | int]:
     "The keys that lead to what does not fit; msgspec writes `...` for a key of a mapping."
     steps: list[str | int] = []
@@ -200,7 +196,7 @@ def _steps(values: Any, kind: type, path: str) -> list[str | int]:
             steps.append(name or int(index))
     return steps
 
-# %% ../nbs/01_records.ipynb #9c413ba1
+# %% ../nbs/01_records.ipynb #211252a9
 #: What msgspec calls the kinds of values, and what the errors here call them.
 _WORDS = {
     'int': 'a whole number', 'float': 'a number', 'str': 'text', 'bool': 'true or false',
@@ -220,7 +216,7 @@ def _wanted(said: str) -> str:
         return f'{said[:1].lower()}{said[1:]}'
     return f'expected another: {said}'
 
-# %% ../nbs/01_records.ipynb #83bc0004
+# %% ../nbs/01_records.ipynb #4049b83b
 def _described(value: Any) -> str:
     "A value for an error: its kind, and what it is where that is short."
     if isinstance(value, Mapping):
@@ -231,7 +227,7 @@ def _described(value: Any) -> str:
         return 'nothing'
     return f'{_short(value)} (text)' if isinstance(value, str) else _short(value)
 
-# %% ../nbs/01_records.ipynb #a693058e
+# %% ../nbs/01_records.ipynb #bf3ffe49
 def checked(
     values: Any,  # plain values, from a file
     kind: type[T],  # what they are to be
@@ -252,7 +248,7 @@ def checked(
     here = _at(where, (*at, *steps))
     raise InputError(f'{here}: found {_described(found)}, {_wanted(said)}')
 
-# %% ../nbs/01_records.ipynb #f2ed4c73
+# %% ../nbs/01_records.ipynb #bada5c04
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     "Keys and values as a mapping; a key that is there twice is an error."
     found = dict(pairs)
@@ -262,14 +258,14 @@ def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
         raise InputError(f'{where}: found the key {_short(twice)} twice, expected it once')
     return found
 
-# %% ../nbs/01_records.ipynb #8ee2e6bd
+# %% ../nbs/01_records.ipynb #5793b384
 def _whole(digits: str, where: str) -> int:
     if len(digits.lstrip('-')) > DIGITS:
         raise InputError(f'{where}: found a number of {len(digits.lstrip("-")):,} digits, '
                          f'expected at most {DIGITS}')
     return int(digits)
 
-# %% ../nbs/01_records.ipynb #f0549b7f
+# %% ../nbs/01_records.ipynb #73a8eb24
 def parse_json(
     content: bytes | str,  # JSON
     where: str,  # the file, for the error
@@ -290,7 +286,7 @@ def parse_json(
     check_plain(found, where)
     return found
 
-# %% ../nbs/01_records.ipynb #3b2defdf
+# %% ../nbs/01_records.ipynb #b0f7664b
 def decode_json(
     content: bytes | str,  # JSON, such as metadata inside another file
     kind: type[T],  # what it is to be
@@ -299,7 +295,7 @@ def decode_json(
     "JSON as the type that is expected."
     return checked(parse_json(content, where), kind, where)
 
-# %% ../nbs/01_records.ipynb #2991fa06
+# %% ../nbs/01_records.ipynb #c94dbaba
 def read_json(
     path: str | Path,  # a JSON file
     kind: type[T],  # what it is to be
@@ -309,7 +305,7 @@ def read_json(
     "A JSON file as the type that is expected."
     return decode_json(read_bytes(path, what, largest), kind, str(path))
 
-# %% ../nbs/01_records.ipynb #20ef2e1b
+# %% ../nbs/01_records.ipynb #b8372d30
 #: Bytes that a YAML file may have: the parser reads some 100 kB a second.
 LARGEST_YAML: int = 100_000
 
@@ -340,7 +336,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return found
 
-# %% ../nbs/01_records.ipynb #4bf0e420
+# %% ../nbs/01_records.ipynb #ff1c4aed
 def parse_yaml(
     content: bytes | str,  # YAML
     where: str,  # the file, for the error
