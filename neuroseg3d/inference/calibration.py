@@ -361,9 +361,9 @@ def calibrate(
     return Calibration(tuple(temperature), quantile, alpha, len(cases), *zip(*errors), members,
                        tuple(flips), presence, curves=curves)
 
-# %% ../../nbs/50_inference.calibration.ipynb #829af940
+# %% ../../nbs/50_inference.calibration.ipynb #1a15a55a
 def calibrated_checkpoints(
-    paths: Sequence[str | Path],  # checkpoints, folders of runs, or the file or folder of an ensemble
+    paths: Sequence[str | Path],  # checkpoints, run folders, or the file or folder of an ensemble
 ) -> list[Path]:  # of which the first keeps the calibration
     "The checkpoints that are calibrated together: those named, or the members of an ensemble."
     found = [find_model(p) for p in paths]

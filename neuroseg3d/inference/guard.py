@@ -251,7 +251,7 @@ def check_not_trained_on(
                          f'({first}: {seen.cases[first]}); '
                          f'their scores say nothing about new patients. {remedy}')
 
-# %% ../../nbs/53_inference.guard.ipynb #69ff42cf
+# %% ../../nbs/53_inference.guard.ipynb #4ec3c7ec
 def studies_not_trained_on(
     model: Model,  # of `load_model`
     data: str | Path,  # a cohort
@@ -264,7 +264,8 @@ def studies_not_trained_on(
     trained = training_of(model.descriptions, [split, *model.paths, data])
     if trained is None:
         raise InputError(f'{data}: cannot tell which of its cases {model.paths[0].name} was '
-                         'trained on; expected the split file of its run (split.json), which --split names')
+                         'trained on; expected the split file of its run (split.json), '
+                         'which --split names')
     labelled = find_cases(data, channels=channels, say=say).labelled
     unseen = [s for s in labelled if not trained.recognise(_digests(s), lambda s=s: identity_of(s))]
     if not unseen:

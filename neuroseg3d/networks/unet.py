@@ -129,10 +129,10 @@ def _check_steps(name: str, values: tuple[int | Axes, ...], levels: int) -> None
 #: The presets by name.
 PRESETS: dict[str, UNetConfig] = {name: UNetConfig(preset=name) for name in _PRESET_VALUES}
 
-# %% ../../nbs/40_networks.unet.ipynb #4311db85
+# %% ../../nbs/40_networks.unet.ipynb #db7805ac
 Inside = list[Tensor]  # for each sample of a batch, the numbers of some of its voxels
 
-
+# %% ../../nbs/40_networks.unet.ipynb #684a2283
 class _Take(torch.autograd.Function):
     "Rows of a matrix, each at most once; PyTorch's own gradient would add where this copies."
 
@@ -336,13 +336,13 @@ def _full_size_head(config: UNetConfig, stride: Axes) -> nn.Module:
         return PlainHead(inputs, outputs, 1)
     return StemHead(inputs, config.in_channels, outputs, stride)
 
-# %% ../../nbs/40_networks.unet.ipynb #c2f4d8d7
+# %% ../../nbs/40_networks.unet.ipynb #df45ae97
 def _pad_to(x: Tensor, size: tuple[int, ...]) -> Tensor:
     "Zeros at the far end of each axis."
     missing = [n - m for n, m in zip(size, x.shape[2:])]
     return F.pad(x, [v for m in reversed(missing) for v in (0, m)]) if any(missing) else x
 
-
+# %% ../../nbs/40_networks.unet.ipynb #1bbb9cb6
 def _crop_to(x: Tensor, size: tuple[int, ...]) -> Tensor:
     "The near end of each axis."
     return x[..., :size[0], :size[1], :size[2]]
@@ -370,21 +370,21 @@ def _counted(image: Tensor, strides: list[Axes], norm_over: str) -> list[Inside 
         found.append([sample.flatten().nonzero()[:, 0] for sample in brain])
     return found
 
-# %% ../../nbs/40_networks.unet.ipynb #4fc0219e
+# %% ../../nbs/40_networks.unet.ipynb #dacbab34
 def _encoder(config: UNetConfig) -> nn.ModuleList:
     "One block a level, finest first."
     c, block = config, ResidualBlock if config.residual else ConvBlock
     levels = zip((c.in_channels, *c.filters), c.filters, c.kernels, c.strides)
     return nn.ModuleList(block(i, o, k, s, c.dropout) for i, o, k, s in levels)
 
-
+# %% ../../nbs/40_networks.unet.ipynb #8ca32a6f
 def _decoder(config: UNetConfig) -> nn.ModuleList:
     "One block a level but the lowest, from there up."
     c, f = config, config.filters
     return nn.ModuleList(UpBlock(f[n], f[n - 1], c.kernels[n], c.strides[n], c.dropout)
                          for n in range(len(f) - 1, 0, -1))
 
-
+# %% ../../nbs/40_networks.unet.ipynb #41443ab4
 def _heads(config: UNetConfig, stride: Axes) -> nn.ModuleList:
     "The head at full resolution, then those of deep supervision."
     deep = [nn.Conv3d(config.filters[n + 1], config.out_channels, 1)
