@@ -187,7 +187,8 @@ def _train_folds(args, config) -> int:
 
 # %% ../nbs/89_cli.ipynb #6807c28a
 def _infer(args, overrides) -> int:
-    from neuroseg3d.inference.predict import choose_device, infer_cohort, infer_file, note_prediction
+    from neuroseg3d.inference.cohort import infer_cohort, note_prediction
+    from neuroseg3d.inference.predict import choose_device, infer_file
     from neuroseg3d.networks.checkpoint import load_model
     from neuroseg3d.networks.models import resolve_models
     from neuroseg3d.studies.schemas import get_schema
@@ -267,7 +268,7 @@ def _ensemble(args, overrides) -> int:
 
 
 def _postprocess(args, overrides) -> int:
-    from neuroseg3d.inference.predict import check_makers, store_rules, tune_rules
+    from neuroseg3d.inference.cohort import check_makers, store_rules, tune_rules
     from neuroseg3d.networks.checkpoint import find_model
     from neuroseg3d.system.folders import check_folder
     for path in args.ckpt_path or ():

@@ -12,7 +12,7 @@ import torch
 from .config import build
 from .core import InputError
 from .evaluation.evaluate import evaluate, summary_table
-from .inference.predict import infer_cohort
+from .inference.cohort import infer_cohort
 from .networks.checkpoint import load_model
 from .phantom.cohort import write_cohort
 from .review.report import report_cohort

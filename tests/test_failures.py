@@ -62,7 +62,7 @@ def test_infer_goes_on_past_a_case_that_fails(tmp_path, capsys, damage):
 
 
 def test_any_exception_of_a_case_is_its_failure(tmp_path, capsys, monkeypatch):
-    from neuroseg3d.inference import predict as infer
+    from neuroseg3d.inference import cohort as infer
     cohort, real = write_cohort(tmp_path / 'cohort'), infer.predict_case
 
     def predict(model, case, *args, **options):

@@ -25,7 +25,8 @@ from neuroseg3d.core import Case, Geometry, InputError
 from neuroseg3d.evaluation.attribution import check_explanations
 from neuroseg3d.evaluation.eda import write_eda
 from neuroseg3d.evaluation.evaluate import evaluate, write_metrics
-from neuroseg3d.inference.predict import _Manifest, infer_cohort, infer_file, predictions
+from neuroseg3d.inference.cohort import _Manifest, infer_cohort
+from neuroseg3d.inference.predict import infer_file, predictions
 from neuroseg3d.networks.checkpoint import export_model, load_checkpoint, save_checkpoint, write_ensemble
 from neuroseg3d.review.casepage import write_page
 from neuroseg3d.review.report import check_pages

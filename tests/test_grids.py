@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuroseg3d.core import InputError
+from neuroseg3d.core import Geometry, InputError
 from neuroseg3d.evaluation.evaluate import evaluate
 from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.grids import fit_grid, on_grid, turn_between
 
 #: An oblique affine, with the decimals that registration leaves.
 AFFINE = np.array([[-0.943217, 0.212344, 0.031249, 91.234561], [0.208701, 0.970127, -0.120339, -126.104951],
@@ -106,3 +107,22 @@ def test_sequences_and_labels_in_another_order_are_turned(tmp_path, codes):
     assert {w.message.args[0].split('P_')[1][:4] for w in said} == {'t1ce', 'seg.'}
     assert np.array_equal(turned.image, plain.image) and np.array_equal(turned.label, plain.label)
     assert np.array_equal(turned.image[2], images['t1ce'])
+
+
+def test_a_volume_of_any_orientation_comes_back_voxel_by_voxel():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4, (33, 34, 35)).astype(np.uint8)
+    shear = np.array([[0.9, 0.1, 0, 5], [-0.1, 1.1, 0.2, -7], [0, -0.2, 2.0, 3], [0, 0, 0, 1]])
+    scan = nib.Nifti1Image(values, shear)
+    for codes in ('RAS', 'LPS', 'LAS', 'PIR', 'SLA', 'AIL'):
+        other = scan.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(shear), nib.orientations.axcodes2ornt(codes)))
+        found, wanted = (Geometry(i.shape, i.affine) for i in (other, scan))
+        back = on_grid(np.asarray(other.dataobj), wanted, wanted, 'a', 'b') if codes == 'RAS' else None
+        if codes != 'RAS':
+            with pytest.warns(UserWarning, match=f'pred.nii: its axes run {codes}, those of ref.nii RAS: the same voxels in another order'):
+                back = on_grid(np.asarray(other.dataobj), found, wanted, 'pred.nii', 'ref.nii')
+        assert np.array_equal(back, values), codes
+    moved = Geometry(found.shape, found.affine + 0.5 * np.eye(4, k=3))
+    assert turn_between(moved, wanted) is None
+    with pytest.raises(InputError, match='found shape'):
+        fit_grid(moved, wanted, 'pred.nii', 'ref.nii')

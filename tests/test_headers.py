@@ -15,8 +15,18 @@ from neuroseg3d.evaluation.evaluate import evaluate
 from neuroseg3d.plots.meshes import error_paint, mesh_figure
 from neuroseg3d.plots.planes import show_distances
 from neuroseg3d.studies.cases import read_case
+from neuroseg3d.studies.headers import check_affine, settle_header
 from neuroseg3d.studies.layouts import find_cases
-from neuroseg3d.studies.nifti import header_geometry, read_header, read_label, write_label
+from neuroseg3d.studies.nifti import (
+    check_memory,
+    grid_shape,
+    header_geometry,
+    read_header,
+    read_label,
+    read_volumes,
+    write_label,
+)
+from neuroseg3d.studies.schemas import SCHEMAS, from_canonical
 
 SHAPE = (20, 22, 24)
 TWO, ONE = np.diag([2, 2, 2, 1.0]), np.diag([1, 1, 1, 1.0])
@@ -350,3 +360,148 @@ def test_distances_on_a_sheared_grid_are_called_approximate_beside_them(lean):
     for text in (' '.join(shown), scale.unit, mesh):
         assert 'mm from the border of the reference' in text
         assert ('mm from the border of the reference, approximate, as the axes of the scan lean on each other' in text) == bool(lean)
+
+
+def test_an_affine_of_no_head_says_why():
+    ok = np.array([[-0.9, 0.1, 0, 90], [0.1, 0.9, 0, -120], [0, 0, 3, -70], [0, 0, 0, 1.0]])
+    check_affine(ok, 'ok')
+    for spoilt, message in ((np.diag([np.nan, 1, 1, 1]), 'expected finite numbers'), (np.diag([1, 1, 0, 1.0]), 'singular'),
+                            (np.diag([1, 1, 0.01, 1]), r'edges of 1 x 1 x 0.01 mm, expected 0.05 to 20 mm'), (np.diag([1e30, 1, 1, 1]), 'edges of 1e.30'),
+                            (ok + 1e6 * np.eye(4, k=3), r'its first voxel lies 1,000,090 mm from the origin'),
+                            (ok @ (np.eye(4) + 2 * np.eye(4, k=1) * [0, 1, 0, 0]), r'a voxel has 4\d% of the volume of its box')):
+        with pytest.raises(InputError, match=message):
+            check_affine(spoilt, 'a.nii')
+
+
+def test_a_settled_header_has_one_affine():
+    def header_of(sform=None, qform=None, unit='mm', pixdim=None, shape=(40, 44, 46)):
+        header = nib.Nifti1Header()
+        header.set_data_shape(shape)
+        header.set_qform(qform, 1) if qform is not None else None
+        header.set_sform(sform, 1) if sform is not None else None
+        header.set_xyzt_units(unit)
+        if pixdim is not None:
+            header['pixdim'][1:4] = pixdim
+        return header, np.array(header['pixdim'][1:4])
+
+    two, one = np.diag([2, 2, 2, 1.0]), np.diag([1, 1, 1, 1.0])
+    flipped = np.diag([-2, 2, 2, 1.0])
+    for arguments, message, orientation in ((dict(sform=two, qform=one), 'sform has voxels of 2 x 2 x 2 mm in RAS, qform of 1 x 1 x 1 mm in RAS', 'RAS'),
+                                            (dict(sform=two, qform=flipped), 'in RAS, qform of 2 x 2 x 2 mm in LAS', 'RAS'),
+                                            (dict(sform=flipped, pixdim=1), 'pixdim has voxels of 1 x 1 x 1 mm, the affine of 2 x 2 x 2 mm', 'LAS')):
+        with pytest.warns(UserWarning, match=message):
+            settled = settle_header(*header_of(**arguments), 'a.nii')
+        assert np.array_equal(settled.get_sform(), settled.get_qform()) and settled['pixdim'][1] == 2
+        assert Geometry((2, 2, 2), settled.get_best_affine()).orientation == orientation
+    for unit, factor in (('meter', 1e-3), ('micron', 1e3)):
+        small = np.diag([factor, factor, factor, 1]) @ flipped
+        with pytest.warns(UserWarning, match='converted to mm'):
+            settled = settle_header(*header_of(small, small, unit), 'a.nii')
+        assert np.allclose(settled.get_best_affine(), flipped) and settled.get_xyzt_units()[0] == 'mm' and settled['pixdim'][2] == 2
+    header, pixdim = header_of(flipped, flipped)
+    assert settle_header(header, pixdim, 'a.nii') is header  # not a byte is changed
+    header, pixdim = header_of(pixdim=0)
+    with pytest.raises(InputError, match='a.nii: no voxel size is known: pixdim is 0 x 0 x 0 mm'):
+        settle_header(header, pixdim, 'a.nii')
+
+
+SKEWED = np.array([[-1, 0, 0, 30], [0, -1.5, 0, 40], [0, 0, 2, -10], [0, 0, 0, 1.0]])
+FOUR = np.random.default_rng(0).integers(1, 900, (21, 22, 23, 4)).astype(np.int16)
+IDS = np.random.default_rng(1).integers(0, 4, (21, 22, 23)).astype(np.uint8)
+
+
+def stored(path, array):
+    "A file with these voxels."
+    nib.save(nib.Nifti1Image(array, SKEWED), path)
+
+
+def expect(message, call, *args):
+    "An error of one line."
+    with pytest.raises(InputError, match=message) as caught:
+        call(*args)
+    assert '\n' not in str(caught.value)
+
+
+def read_all(path):
+    "The four volumes of a file, checked as `read_case` does it."
+    header = read_header(path)
+    grid_shape(header, path, 4)
+    check_memory(path, header)
+    return [volume.copy() for volume in read_volumes(path)]  # the next one is read into the same memory
+
+
+def test_damaged_files_are_refused_without_reading_voxels(tmp_path):
+    stored(tmp_path / 'good.nii.gz', FOUR)
+    content = (tmp_path / 'good.nii.gz').read_bytes()
+    assert np.array_equal(np.stack(read_all(tmp_path / 'good.nii.gz'), -1), FOUR)
+
+    (tmp_path / 'half.nii.gz').write_bytes(content[:len(content) // 2])
+    expect('half.nii.gz: truncated', read_all, tmp_path / 'half.nii.gz')
+    (tmp_path / 'head.nii.gz').write_bytes(content[:100])
+    expect('head.nii.gz: truncated', read_all, tmp_path / 'head.nii.gz')
+    (tmp_path / 'text.nii.gz').write_bytes(b'not gzip at all')
+    expect("truncated or not a NIfTI file: found bytes b'not '", read_all, tmp_path / 'text.nii.gz')
+    (tmp_path / 'empty.nii').write_bytes(b'')
+    expect('truncated or not a NIfTI', read_all, tmp_path / 'empty.nii')
+    expect('no such file', read_all, tmp_path / 'absent.nii.gz')
+    stored(tmp_path / 'three.nii.gz', FOUR[..., :3])
+    expect(r'found shape \(21, 22, 23, 3\), expected 4 channels', read_all, tmp_path / 'three.nii.gz')
+    stored(tmp_path / 'slice.nii.gz', FOUR[:, :, 0, 0])
+    expect(r'found a 2-D image of shape \(21, 22\)', read_all, tmp_path / 'slice.nii.gz')
+
+    header = nib.Nifti1Header()
+    header.set_data_shape((30000, 30000, 30000, 4))
+    header.set_data_dtype(np.int16)
+    header.set_sform(SKEWED, code=1)
+    header['magic'], header['vox_offset'] = b'n+1', 352
+    (tmp_path / 'huge.nii').write_bytes(header.binaryblock + b'\0' * 100)
+    expect('the header claims 108,000,000,000,000 voxels', read_all, tmp_path / 'huge.nii')
+    header.set_data_shape((210, 220, 230, 4))
+    (tmp_path / 'hollow.nii').write_bytes(header.binaryblock + b'\0' * 100)
+    expect('truncated: the header claims 85,008,000 bytes', read_all, tmp_path / 'hollow.nii')
+
+
+def test_labels_without_a_schema_unknown_or_fractional(tmp_path):
+    stored(tmp_path / 'l123.nii.gz', IDS)
+    stored(tmp_path / 'l124.nii.gz', from_canonical(IDS, 'brats2017'))
+    stored(tmp_path / 'l7.nii.gz', IDS + 4)
+    stored(tmp_path / 'frac.nii.gz', IDS * np.float32(0.5))
+
+    expect('ambiguous label schema: ids 0, 1, 2, 3 fit msd, brats2023, brats-peds and brats2013; name the schema', read_label, tmp_path / 'l123.nii.gz')
+    for schema in ('msd', 'brats2023'):
+        assert np.array_equal(from_canonical(read_label(tmp_path / 'l123.nii.gz', schema)[0], schema), IDS)
+    expect(r'unknown label value\(s\) 3; schema .brats2017.', read_label, tmp_path / 'l123.nii.gz', 'brats2017')
+    expect('ambiguous label schema: ids 0, 1, 2, 4 fit brats2017, brats2023, brats-peds and brats2013', read_label,
+           tmp_path / 'l124.nii.gz')  # in BraTS 2024 the 4 is a resection cavity
+    expect('unknown label values: found 4, 5, 6, 7', read_label, tmp_path / 'l7.nii.gz')
+    expect('fractional or non-finite label values such as 0.5', read_label, tmp_path / 'frac.nii.gz')
+
+
+def test_a_written_label_map_has_the_header_of_its_scan(tmp_path):
+    image = nib.Nifti1Image(FOUR, SKEWED)
+    image.header.set_qform(SKEWED, code=2)
+    oblique = SKEWED.copy()
+    oblique[:3, :3] = nib.eulerangles.euler2mat(0.1, 0.2, 0.3) @ SKEWED[:3, :3]
+    image.header.set_sform(oblique, code=4)
+    image.header.set_xyzt_units('mm', 'sec')
+    nib.save(image, tmp_path / 'input.nii.gz')
+    header = read_header(tmp_path / 'input.nii.gz')
+    case = Case('input', np.moveaxis(FOUR, -1, 0).astype(np.float32), header_geometry(header, grid_shape(header, 'input', 4)), header=header)
+
+    fields = ('qform_code', 'sform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z',
+              'srow_x', 'srow_y', 'srow_z', 'xyzt_units')
+    for schema in SCHEMAS:
+        written = nib.load(write_label(tmp_path / 'out' / f'{schema}.nii.gz', IDS, case, schema))
+        for name in fields:
+            assert written.header[name].tobytes() == case.header[name].tobytes(), name
+        assert np.array_equal(written.header['pixdim'][:4], case.header['pixdim'][:4])
+        assert written.shape == (21, 22, 23) and written.get_data_dtype() == np.uint8
+        assert np.array_equal(written.affine, nib.load(tmp_path / 'input.nii.gz').affine)
+        assert np.array_equal(np.asarray(written.dataobj), from_canonical(IDS, schema))
+        back, grid, told = read_label(tmp_path / 'out' / f'{schema}.nii.gz')  # no schema named: the extension says it
+        assert np.array_equal(back, IDS) and told == schema and grid.same_grid(case.geometry)
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(f'{schema}.nii.gz' for schema in SCHEMAS)
+
+    with pytest.raises(InputError, match=r'label has shape \(21, 22, 22\), expected \(21, 22, 23\)'):
+        write_label(tmp_path / 'out' / 'bad.nii.gz', IDS[..., 1:], case)
+    assert not (tmp_path / 'out' / 'bad.nii.gz').exists()

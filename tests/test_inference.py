@@ -19,7 +19,8 @@ from balls import state_order
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from neuroseg3d.core import MODALITIES, Case, Geometry, InputError, labels_to_regions
-from neuroseg3d.inference.predict import infer_cohort, infer_file, predict_case, read_probabilities, tune_rules, write_extra
+from neuroseg3d.inference.cohort import infer_cohort, tune_rules
+from neuroseg3d.inference.predict import infer_file, predict_case, read_probabilities, write_extra
 from neuroseg3d.networks import windows
 from neuroseg3d.networks.checkpoint import Model, load_model
 from neuroseg3d.networks.windows import FLIPS, Windows, predict_probabilities

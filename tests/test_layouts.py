@@ -12,11 +12,12 @@ from balls import ball_case
 from scipy import ndimage
 
 from neuroseg3d.cli import find_inputs, main
-from neuroseg3d.core import InputError
+from neuroseg3d.core import MODALITIES, InputError
 from neuroseg3d.evaluation.evaluate import find_labels
 from neuroseg3d.phantom.cohort import make_phantom, write_cohort
-from neuroseg3d.studies.cases import check_cases, check_sequences, read_case
+from neuroseg3d.studies.cases import check_case, check_cases, check_sequences, read_case
 from neuroseg3d.studies.layouts import find_cases, find_study
+from neuroseg3d.studies.schemas import from_canonical
 from neuroseg3d.training.data import Data, SegmentationData
 
 AFFINE = np.diag([6.0, 6, 6, 1])
@@ -350,3 +351,129 @@ def test_a_prediction_named_after_a_visit_is_a_label(tmp_path):
     case = read_case(brats(tmp_path / 'P1-T2'))
     write_label(tmp_path / 'pred' / 'P1-T2.nii.gz', case.label, case)
     assert list(find_labels(tmp_path / 'pred')) == ['P1-T2']
+
+
+SKEWED = np.array([[-1, 0, 0, 30], [0, -1.5, 0, 40], [0, 0, 2, -10], [0, 0, 0, 1.0]])
+FOUR = np.random.default_rng(0).integers(1, 900, (21, 22, 23, 4)).astype(np.int16)
+IDS = np.random.default_rng(1).integers(0, 4, (21, 22, 23)).astype(np.uint8)
+
+
+def stored(path, array, affine=SKEWED):
+    "A file with these voxels."
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def refused_as(message, *args, **kwargs):
+    "A case that cannot be read, with an error of one line."
+    with pytest.raises(InputError, match=message) as caught:
+        read_case(*args, **kwargs)
+    assert '\n' not in str(caught.value)
+
+
+def test_everything_that_can_be_wrong_with_a_case(tmp_path):
+    four = {m: tmp_path / f'a_{m}.nii.gz' for m in MODALITIES}
+    for c, path in enumerate(four.values()):
+        stored(path, FOUR[..., c])
+    assert read_case(list(four.values())).id == 'a'
+
+    refused_as('no such file', tmp_path / 'absent.nii.gz')
+    refused_as('missing modality T2w', list(four.values())[:3])
+    stored(tmp_path / 'b_T1w.nii.gz', FOUR[..., 0])
+    refused_as('a second file for T1w', [*four.values(), tmp_path / 'b_T1w.nii.gz'])
+    refused_as("unknown modality 'DWI'", {**four, 'DWI': four['T1w']})
+    stored(tmp_path / 'dwi.nii.gz', FOUR[..., 0])
+    refused_as('the name does not say which of', [*four.values(), tmp_path / 'dwi.nii.gz'])
+
+    stored(tmp_path / 'three.nii.gz', FOUR[..., :3])
+    refused_as(r'found shape \(21, 22, 23, 3\), expected 4 channels', tmp_path / 'three.nii.gz', channels=MODALITIES)
+    stored(tmp_path / 'slice.nii.gz', FOUR[:, :, 0, 0])
+    refused_as(r'found a 2-D image of shape \(21, 22\)', {**four, 'FLAIR': tmp_path / 'slice.nii.gz'})
+
+    stored(tmp_path / 'short.nii.gz', FOUR[:-1, ..., 0])
+    refused_as(r'found shape \(20, 22, 23\), expected \(21, 22, 23\)', {**four, 'T2w': tmp_path / 'short.nii.gz'})
+    moved = SKEWED.copy()
+    moved[0, 3] += 2.5
+    stored(tmp_path / 'moved.nii.gz', FOUR[..., 0], moved)
+    refused_as('up to 2.5 mm away', {**four, 'T2w': tmp_path / 'moved.nii.gz'})
+
+    for name, value in {'nan': np.nan, 'inf': np.inf}.items():
+        broken = FOUR[..., 0].astype(np.float32)
+        broken[3, 4, 5] = value
+        stored(tmp_path / f'{name}.nii.gz', broken)
+        refused_as('T1w has 1 NaN or infinite voxels', {**four, 'T1w': tmp_path / f'{name}.nii.gz'})
+    for name, value in {'all zero': 0, r'constant \(7\)': 7}.items():
+        stored(tmp_path / 'flat.nii.gz', np.full((21, 22, 23), value, np.int16))
+        refused_as(f'T1gd is {name}', {**four, 'T1gd': tmp_path / 'flat.nii.gz'})
+
+
+def test_sequences_that_are_not_there_are_zero(tmp_path):
+    files = {m: tmp_path / f'a_{m}.nii.gz' for m in MODALITIES}
+    for c, path in enumerate(files.values()):
+        stored(path, FOUR[..., c])
+    whole = read_case(files)
+    for given in (['T1gd'], ['FLAIR', 'T2w']):
+        part = read_case([files[m] for m in given], allow_missing=True)
+        assert sorted(part.sources) == sorted(given) and part.id == 'a'
+        for channel, modality in enumerate(MODALITIES):
+            expected = whole.image[channel] if modality in given else 0
+            assert np.array_equal(part.image[channel], np.broadcast_to(expected, part.geometry.shape))
+    assert np.array_equal(read_case(files['T2w'], allow_missing=True).image[3], whole.image[3])
+    refused_as('missing modality FLAIR, T1w, T1gd, T2w: found no file', {}, allow_missing=True)
+    (tmp_path / 'cohort' / 'P1').mkdir(parents=True)
+    refused_as('cohort: found 0 NIfTI files.* and 1 folders, expected the folder of one case .find_cases', tmp_path / 'cohort')
+
+
+def test_a_label_map_is_checked_with_its_case(tmp_path):
+    stored(tmp_path / 'image.nii.gz', FOUR)
+    stored(tmp_path / 'l123.nii.gz', IDS)
+    stored(tmp_path / 'l124.nii.gz', from_canonical(IDS, 'brats2017'))
+
+    refused_as('ambiguous label schema: ids 0, 1, 2, 3 fit msd, brats2023, brats-peds and brats2013; name the schema',
+           tmp_path / 'image.nii.gz', label=tmp_path / 'l123.nii.gz', channels=MODALITIES)
+    found = read_case(tmp_path / 'image.nii.gz', tmp_path / 'l123.nii.gz', 'msd', channels=MODALITIES)
+    study = find_study(tmp_path / 'image.nii.gz', label=tmp_path / 'l124.nii.gz', channels=MODALITIES)
+    with pytest.raises(InputError, match='l124.nii.gz: ambiguous label schema'):
+        check_case(study)
+    assert check_case(study, 'brats2017').same_grid(found.geometry) and check_case(study, with_label=False).same_grid(found.geometry)
+    stored(tmp_path / 'l_short.nii.gz', IDS[:-1])
+    with pytest.raises(InputError, match=r'l_short.nii.gz: found shape \(20, 22, 23\), expected \(21, 22, 23\) as in image'):
+        check_case(find_study(tmp_path / 'image.nii.gz', label=tmp_path / 'l_short.nii.gz', channels=MODALITIES), 'msd')
+
+
+def write(folder, *names, shape=(3, 4, 5), value=1):
+    "Files of one value."
+    for name in names:
+        path = Path(folder) / f'{name}.nii.gz'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.full(shape, value, np.uint8), np.eye(4)), path)
+
+
+def test_a_part_of_the_files_implies_the_schema_of_all(tmp_path):
+    for given, schema in ((('flair', 't1ce'), 'brats2017'), (('t2f', 't1n', 't2w'), 'brats2023'), (('flair', 't1', 't2'), None)):
+        files = [tmp_path / f'b_{name}.nii.gz' for name in given]  # the label ids of a part of the files are those of all of them
+        for path in files:
+            nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.int16), np.eye(4)), path)
+        assert find_study(files, allow_missing=True).schema == schema
+
+
+def test_a_cohort_of_every_layout(tmp_path):
+    root, elsewhere = tmp_path / 'cohort', tmp_path / 'elsewhere'
+    root.mkdir()
+    write(root, 'msd/imagesTr/B_001', 'msd/imagesTr/B_002', shape=(3, 4, 5, 4))
+    write(root, 'msd/labelsTr/B_001', 'nnu/labelsTr/N_1', *(f'nnu/imagesTr/N_1_000{c}' for c in range(4)))
+    (root / 'msd/dataset.json').write_text('{"modality": {"0": "T2w", "1": "t1gd", "2": "T1w", "3": "FLAIR"}, "labels": {"0": "background"}}')
+    (root / 'nnu/dataset.json').write_text('{"channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"}, "file_ending": ".nii.gz"}')
+    write(root, *(f'bids/sub-01/anat/sub-01_{s}' for s in ('T1w', 'ce-gadolinium_T1w', 'T2w', 'FLAIR')), 'bids/derivatives/x/sub-01/anat/sub-01_desc-tumor_mask')
+    write(root, *(f'visits/P1-{v}_{s}' for v in ('T1', 'T2') for s in ('flair', 't1', 't1gd', 't2')), '.Trash-0/P9/P9_flair', 'few/P7_flair', 'few/P7_t1')
+    write(elsewhere, *(f'L1/{s}' for s in ('ax_t2_flair', 'ax_t1', 'ax_t1_gad', 'ax_t2')))
+    (root / 'linked').symlink_to(elsewhere)
+    (root / 'circle').symlink_to(root)
+    cohort = find_cases(root)
+    assert len(cohort.lines()) > 1
+    assert [(s.id, s.layout, s.label is not None) for s in cohort] == [
+        ('B_001', 'msd', True), ('B_002', 'msd', False), ('L1', 'files', False), ('N_1', 'nnunet', True), ('P1-T1', 'files', False), ('P1-T2', 'files', False),
+        ('few', 'files', False), ('sub-01', 'bids', True)]
+    assert {s.id: [p.name for p in s.images.values()] for s in cohort if s.id in ('N_1', 'L1')} == {
+        'N_1': ['N_1_0003.nii.gz', 'N_1_0000.nii.gz', 'N_1_0001.nii.gz', 'N_1_0002.nii.gz'],
+        'L1': ['ax_t2_flair.nii.gz', 'ax_t1.nii.gz', 'ax_t1_gad.nii.gz', 'ax_t2.nii.gz']}
+    assert list(cohort[0].images) == ['T2w', 'T1gd', 'T1w', 'FLAIR'] and list(cohort.broken) == ['few'] and 'missing modality T1gd, T2w' in cohort.broken['few']

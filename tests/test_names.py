@@ -14,8 +14,10 @@ import pytest
 from balls import SPACING_MM, ball_case, ball_model
 
 from neuroseg3d.cli import main
+from neuroseg3d.core import InputError
 from neuroseg3d.evaluation.evaluate import find_labels
 from neuroseg3d.studies.layouts import find_cases, find_study
+from neuroseg3d.studies.names import channel_order, read_name
 
 #: What a folder is called on the disk.
 NAMES = {
@@ -250,3 +252,36 @@ def test_links_that_lead_nowhere(kind, tmp_path, ckpt, capfd):
     for words in words_for(disk['real'], disk[kind], ckpt) if kind != 'holes' else ():
         code, said = run(*words), capfd.readouterr()
         assert code == 2 and 'internal error' not in said.err, (words, said.err)
+
+
+def test_words_tell_case_and_role():
+    for name, role in {
+        'BraTS2021_00006_flair': 'FLAIR', 'BraTS2021_00006_t1ce': 'T1gd', 'BraTS2021_00006_seg': 'label', 'BraTS-GLI-00000-000-t2f': 'FLAIR',
+        'BraTS-GLI-00000-000-t1n': 'T1w', 'BRATS_001_T1C': 'T1gd', 'TCGA-DU-7294_fla_bet': 'FLAIR', 'CT1_reorient_bet_reg': 'T1gd',
+        'T1_reorient_bet_mask': None, 'ax_t2_flair': 'FLAIR', 'T2-FLAIR': 'FLAIR', 'consensus_seg': 'label', 'dwi': None, 't1_to_t2': None,
+        'P1_T1_Gad': 'T1gd', 'P1 T1+C': 'T1gd', 'P1_T1_post_contrast': 'T1gd', 'P1_post_contrast_T1': 'T1gd', 'P1_T1_pre_contrast': 'T1w', 'P1_pre_contrast_T1': 'T1w',
+        'T1_native': 'T1w', 'P1-T2_t1': 'T1w', 'P1-T1_t2': 'T2w', 'P1-T2_flair': 'FLAIR', 't1_t2': None, 'flair_in_t1': None,
+        'UCSF-PDGM-0004_brain_segmentation': None, 'UCSF-PDGM-0004_tumor_segmentation': 'label', 'brain_tumor_001_flair': 'FLAIR',
+        'tumor_12': None, 'brain_tumour_12': None, 'P1_tumour_mask': 'label', 'P1_brain_mask': None, 'UPENN-GBM-00001_11_segm': 'label', 'tcga_06_1802_hd_glio_predict': None,
+    }.items():
+        assert read_name(name).role == role, name
+    for name, case in {'BraTS2021_00006_flair': 'BraTS2021_00006', 'P1-T2_t1': 'P1-T2', 'T1_Gad': '', 'P1_t1ce_seg': 'P1', 'P1_post_contrast_T1': 'P1',
+                       'P1_tumour_seg': 'P1', 'T2-FLAIR': ''}.items():
+        assert read_name(name).case == case, name
+
+
+def test_entities_of_bids_tell_case_and_role():
+    for name, case, role in (
+        ('sub-01_T1w', 'sub-01', 'T1w'), ('sub-01_ce-gadolinium_T1w', 'sub-01', 'T1gd'), ('sub-01_ses-2_acq-mprage_run-1_FLAIR', 'sub-01_ses-2', 'FLAIR'),
+        ('sub-01_ses-T1_T2w', 'sub-01_ses-T1', 'T2w'), ('sub-01_space-T1w_desc-preproc_T2w', 'sub-01', 'T2w'), ('sub-01_acq-postgd_T1w', 'sub-01', 'T1gd'),
+        ('sub-01_ce-none_T1w', 'sub-01', 'T1w'), ('sub-01_space-T1w_label-tumor_mask', 'sub-01', 'label'), ('sub-01_desc-lesion_mask', 'sub-01', 'label'),
+        ('sub-01_desc-brain_mask', 'sub-01', None), ('sub-01_dseg', 'sub-01', 'label'), ('sub-01_desc-aseg_dseg', 'sub-01', None), ('sub-01_dwi', 'sub-01', None),
+    ):
+        assert (read_name(name).case, read_name(name).role) == (case, role), name
+
+
+def test_an_order_of_channels_names_each_once():
+    assert channel_order('T2,T1,flair,t1 post contrast') == ('T2w', 'T1w', 'FLAIR', 'T1gd') and channel_order(None) is None
+    for wrong in ('FLAIR,T1w,T1w,T2w', 'FLAIR,DWI', ''):
+        with pytest.raises(InputError, match='channels: found .*expected the sequences in the order of the channels'):
+            channel_order(wrong)

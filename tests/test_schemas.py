@@ -14,7 +14,19 @@ from neuroseg3d.core import InputError, Label
 from neuroseg3d.studies.cases import check_case, read_case
 from neuroseg3d.studies.layouts import find_cases
 from neuroseg3d.studies.nifti import read_label, store_facts, stored_facts, write_label
-from neuroseg3d.studies.schemas import COLLECTIONS, NAME_IT, SCHEMAS
+from neuroseg3d.studies.schemas import (
+    COLLECTIONS,
+    NAME_IT,
+    SCHEMAS,
+    find_collection,
+    from_canonical,
+    get_schema,
+    implied_schema,
+    infer_schema,
+    schema_of_labels,
+    settle_schema,
+    to_canonical,
+)
 
 NEW, OLD = ('t2f', 't1n', 't1c', 't2w'), ('flair', 't1', 't1ce', 't2')
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -186,3 +198,92 @@ def test_the_sentence_with_the_options_names_options_that_there_are():
 def test_every_row_cites_its_source():
     assert {c.schema for c in COLLECTIONS} <= {*SCHEMAS, None}
     assert all(re.match(r'https://(doi\.org|arxiv\.org)/', c.source) for c in COLLECTIONS)
+
+
+def test_each_schema_gives_the_labels_of_its_paper():
+    every, four = np.array([0, 1, 2, 3], dtype=np.uint8), np.arange(5)
+    BG, ED, NE, ET = Label
+    assert to_canonical(every, 'msd').tolist() == [BG, ED, NE, ET]
+    assert to_canonical(four[[0, 1, 2, 4]], 'brats2017').tolist() == [BG, NE, ED, ET]
+    assert to_canonical(every, 'brats2023').tolist() == [BG, NE, ED, ET]
+    assert to_canonical(four, 'brats-peds').tolist() == [BG, ET, NE, NE, ED]
+    assert to_canonical(four, 'brats2013').tolist() == [BG, NE, ED, NE, ET]
+    assert from_canonical(every, 'brats-peds').tolist() == [0, 4, 2, 1]
+
+
+def test_a_schema_that_is_spelt_out():
+    BG, ED, NE, ET = Label
+    every, four = np.array([0, 1, 2, 3], dtype=np.uint8), np.arange(5)
+    own = 'edema=2,non_enhancing=1+3,enhancing=4'
+    assert to_canonical(four, own).tolist() == [BG, NE, ED, NE, ET] and from_canonical(every, own).tolist() == [0, 2, 1, 4]
+    assert to_canonical(np.array([0, 1, 2]), 'edema=1,enhancing=2').tolist() == [BG, ED, ET]
+    with pytest.raises(InputError, match='has no id for non-enhancing or necrotic core'):
+        from_canonical(every, 'edema=1,enhancing=2')
+    with pytest.warns(UserWarning, match='1 voxels of id 7, which is ignored'):
+        assert to_canonical(np.array([7, 3]), 'enhancing=3, ignored=7').tolist() == [BG, ET]
+
+    for wrong in ('edema=²', 'edema=٣', 'edema=+1', 'edema=-1', 'edema=0', 'edema=01', 'edema=256', f'edema={"9" * 5000}', 'edema=1.0', 'edema=',
+                  'edema', 'edema=1,', 'edema=1++2', 'edema=1,core=2', 'edema=1=2', 'edema=1\x00', 'ed ema=1', '=1', 'edema=1e2', 'edema=1_0'):
+        with pytest.raises(InputError, match='cannot read|unknown label schema'):
+            get_schema(wrong)
+    for twice in ('edema=1,edema=2', 'edema=1,enhancing=1', 'edema=1+1', 'edema=1+2,enhancing=2', 'edema=1,ignored=1'):
+        with pytest.raises(InputError, match='twice'):
+            get_schema(twice)
+    for odd in (2023, None, ['msd'], {'edema': 1}, '', 'ignored=4'):
+        with pytest.raises(InputError, match='unknown label schema|names no tumour'):
+            get_schema(odd)
+
+
+def test_collections_are_known_by_their_paths():
+    for path, name in {
+        'ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData/BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz': 'BraTS-GLI',
+        'BraTS2024-BraTS-GLI-TrainingData/training_data1_v2/BraTS-GLI-00005-100/BraTS-GLI-00005-100-seg.nii.gz': 'BraTS-GLI',
+        'peds/BraTS-PED-00019-000/BraTS-PED-00019-000-seg.nii.gz': 'BraTS-PEDs', 'BraTS-PEDs-v1/Training/C1/C1-seg.nii.gz': 'BraTS-PEDs',
+        'ASNR-MICCAI-BraTS2023-PED-Challenge-TrainingData/BraTS-PED-00002-000/BraTS-PED-00002-000-seg.nii.gz': 'BraTS-PEDs 2023',
+        'BraTS-Africa/95_Glioma/BraTS-SSA-00002-000/BraTS-SSA-00002-000-seg.nii.gz': 'BraTS-SSA', 'BraTS-MET-00001-000-seg.nii.gz': 'BraTS-MET',
+        'BraTS-MEN-00004-000-seg.nii.gz': 'BraTS-MEN', 'BraTS-MEN-RT-0005-1_gtv.nii.gz': 'BraTS-MEN-RT',
+        'UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_tumor_segmentation.nii.gz': 'UCSF-PDGM', 'images_segm/UPENN-GBM-00001_11_segm.nii.gz': 'UPENN-GBM',
+        'Patient-001/week-000-1/HD-GLIO-AUTO-segmentation/registered/segmentation.nii.gz': 'LUMIERE',
+        'BraTS20_Training_001/BraTS20_Training_001_seg.nii': 'BraTS 2017-2022', 'HGG/Brats18_2013_11_1/Brats18_2013_11_1_seg.nii.gz': 'BraTS 2017-2022',
+        'Brats17_TCIA_121_1_seg.nii.gz': 'BraTS 2017-2022', 'BraTS2021_00006_seg.nii.gz': 'BraTS 2017-2022', 'brats_2013_pat0001_1/x.nii': 'BraTS 2012-2015',
+        'Task01_BrainTumour/labelsTr/BRATS_001.nii.gz': 'MSD', 'my_BraTS2021_study/BraTS-PED-00019-000-seg.nii.gz': 'BraTS-PEDs',
+    }.items():
+        assert find_collection(path).name == name, (path, find_collection(path))
+    for path in ('cohort/P1/P1-seg.nii.gz', 'BRATS_001.nii.gz', 'brats/pediatric.nii.gz', 'BraTS-GLIDE/x.nii', 'MEN-1_seg.nii.gz', 'BraTS2016x/a.nii'):
+        assert find_collection(path) is None, path
+    assert all(c.source.startswith('https://') and (c.schema is None) == bool(c.why) for c in COLLECTIONS)
+    assert all(c.schema is None or {0, *c.ids} <= set(SCHEMAS[c.schema].values) for c in COLLECTIONS)
+
+
+def test_ids_confirm_what_names_imply():
+    def refused(match, values, path, implied=None):
+        with pytest.raises(InputError, match=match):
+            settle_schema(implied, values, path) if implied else infer_schema(np.array(values), path)
+
+    gli, ped, bare = 'BraTS-GLI-00001-000-seg.nii.gz', 'BraTS-PED-00001-000-seg.nii.gz', 'P1-seg.nii.gz'
+    assert implied_schema(['BraTS-PED-00001-000-t1n.nii.gz']) == 'brats-peds' and implied_schema(['P1-t1n.nii.gz']) is None
+    assert settle_schema('brats2023', [0, 1, 2, 3, 4], gli) == 'brats2023'  # a cavity beside enhancing tumour
+    refused(r'found ids 0, 1, 2, 4 and no 3 .* 4 is enhancing tumour \(brats2017\) or resection cavity \(brats2023\); name the schema', [0, 1, 2, 4], gli, 'brats2023')
+    refused(r'4 is resection cavity \(brats2023\) or edema \(brats-peds\)', [0, 1, 2, 3, 4], bare, 'brats2023')
+    refused('expected those of BraTS-SSA', [0, 4, 3], 'BraTS-SSA-00001-000-seg.nii.gz', 'brats2023')
+    refused('gross tumour volume', [0, 1], 'BraTS-MEN-RT-0005-1_label.nii.gz')
+    assert settle_schema('brats2023', [0, 1, 4], ped) == infer_schema(np.array([0, 1, 4]), ped) == 'brats-peds'
+    with pytest.warns(UserWarning, match='release of 2023'):
+        settle_schema('brats-peds', [0, 1, 2, 3], ped)
+    refused('ids 0, 1, 2, 3 fit msd, brats2023, brats-peds and brats2013; name the schema', [0, 1, 2, 3], bare)
+    refused('unknown label values: found 0, 7', [0, 7], bare)
+    refused('ambiguous', [0, 1, 2, 4], 'BraTS-PED-00001-000.nii.gz')  # a prediction of some tool: its name says whose case it is, not whose ids
+    assert infer_schema(np.array([0]), bare) == 'msd'
+
+
+def test_labels_of_a_dataset_json():
+    msd = {'0': 'background', '1': 'edema', '2': 'non-enhancing tumor', '3': 'enhancing tumour'}
+    assert schema_of_labels(msd) == schema_of_labels({v: int(k) for k, v in msd.items()}) == 'msd'
+    assert schema_of_labels({'0': 'background', '1': 'necrotic core', '2': 'oedema', '4': 'enhancing'}) == 'brats2017'
+    assert schema_of_labels({'background': 0, 'NETC': 1, 'SNFH': 2, 'ET': 3, 'RC': 4}) == 'brats2023'
+    assert schema_of_labels({'background': 0, 'ET': 1, 'NET': 2, 'CC': 3, 'ED': 4}) == 'brats-peds'
+    assert schema_of_labels({'background': 0, 'whole tumor': [1, 2, 3], 'tumor core': [2, 3], 'enhancing tumor': [3]}) == 'msd'
+    assert schema_of_labels({'background': 0, 'enhancing': 7, 'edema': 9}) == 'edema=9,enhancing=7'
+    for unclear in ({'0': 'background', '1': 'tumour'}, {}, {'background': 0, 'edema': '²'}, {'background': 3, 'edema': 1}, {'1': 'edema', '2': 'edema'},
+                    {'background': 0, 'whole tumor': [1, 'x'], 'core': [2], 'et': [3]}, {'edema': {'a': 1}}, {'edema': None}):
+        assert schema_of_labels(unclear) in (None, 'edema=1+2'), unclear

@@ -28,7 +28,7 @@ __all__ = ['FLIPS', 'Window', 'MOST_WINDOWS', 'Statistic', 'window_starts', 'win
            'sliding_windows', 'fast_windows', 'gaussian_weight', 'choose_precision', 'is_out_of_memory',
            'predict_probabilities', 'Cost', 'predict_cost']
 
-# %% ../../nbs/42_networks.windows.ipynb #5e1aed56
+# %% ../../nbs/42_networks.windows.ipynb #63cbc6e0
 def window_starts(
     length: int,  # voxels of the volume along an axis
     size: int,  # voxels of the window along it
@@ -41,23 +41,23 @@ def window_starts(
     first = [round(i * room / steps) for i in range((steps + 2) // 2)]
     return first + [room - start for start in first[:(steps + 1) // 2][::-1]]
 
-
+# %% ../../nbs/42_networks.windows.ipynb #a6d195a7
 def _steps(length: int, size: int, overlap: float) -> int:
     "How many times the window moves on."
     return max(0, ceil((length - size) / max(1, int(size * (1 - overlap)))))
 
-# %% ../../nbs/42_networks.windows.ipynb #5fb43df0
+# %% ../../nbs/42_networks.windows.ipynb #ab7bb0aa
 def window_size(
     length: int,  # voxels of the volume along an axis
     size: int,  # voxels of the window that is wanted
     overlap: float,  # smallest fraction that two neighbours share
 ) -> int:  # voxels of the window that is used
-    "Length of the windows along one axis: at most that of the volume, and such that they can be centred."
+    "Length of the windows along one axis: at most the volume's, and such that they can be centred."
     size = min(length, size)
     off_centre = _steps(length, size, overlap) % 2 == 0 and (length - size) % 2 == 1
     return size - 1 if off_centre and size > 1 else size
 
-# %% ../../nbs/42_networks.windows.ipynb #b9d9dd41
+# %% ../../nbs/42_networks.windows.ipynb #53a45c38
 #: The eight ways to mirror a volume, by the axes that are flipped.
 FLIPS: tuple[str, ...] = ('none', 'x', 'y', 'z', 'xy', 'xz', 'yz', 'xyz')
 
@@ -67,28 +67,32 @@ class Windows(Settings, section='infer'):
     "Settings of sliding-window inference."
     #: voxels of a window; a shorter axis of the volume is taken whole
     roi_size: Annotated[tuple[int, int, int], Meta(ge=1, le=4096)] = (96, 96, 96)
-    overlap: Annotated[float, Meta(ge=0, lt=1)] = 0.5  # smallest fraction that neighbours share, [0, 1)
+    #: smallest fraction that neighbours share, [0, 1)
+    overlap: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     batch: Annotated[int, Meta(ge=1, le=1024)] = 1  # windows at a time
     #: mirrored copies to average over, any of `FLIPS` (test-time augmentation)
     tta_flips: tuple[str, ...] = ('none',)
-    sigma_scale: Annotated[float, Meta(ge=0.001, le=100)] = 0.125  # sigma of the Gaussian weight / roi_size
-    precision: Literal['auto', '32', 'bf16', 'fp16'] = 'auto'  # of the network; auto: 16 bits where native
+    #: sigma of the Gaussian weight / roi_size
+    sigma_scale: Annotated[float, Meta(ge=0.001, le=100)] = 0.125
+    #: of the network; auto: 16 bits where native
+    precision: Literal['auto', '32', 'bf16', 'fp16'] = 'auto'
 
     def __post_init__(self):
         super().__post_init__()
         if len(self.roi_size) != 3:
             raise InputError(f'infer.roi_size: found {len(self.roi_size)} numbers, expected three')
         if self.precision not in ('auto', '32', 'bf16', 'fp16'):
-            raise InputError(f'infer.precision: found {self.precision!r}, expected one of auto, 32, bf16, fp16')
+            raise InputError(f'infer.precision: found {self.precision!r}, '
+                             'expected one of auto, 32, bf16, fp16')
         known = set(self.tta_flips) <= set(FLIPS)
         if not self.tta_flips or not known or len(set(self.tta_flips)) < len(self.tta_flips):
             raise InputError(f'infer.tta_flips: found {str(self.tta_flips)[:80]}, expected some of '
                              f'{", ".join(FLIPS)}, each once')
 
-# %% ../../nbs/42_networks.windows.ipynb #2532e413
+# %% ../../nbs/42_networks.windows.ipynb #8d118b14
 Window = tuple[slice, slice, slice]
 
-#: Most windows of a volume. A brain at 1 mm takes 8 to 30; at an overlap of 0.95, 1,000 times as many.
+#: Most windows of a volume. A brain at 1 mm takes 8 to 30; at an overlap of 0.95, 1,000 times more.
 MOST_WINDOWS: int = 50_000
 
 
@@ -101,8 +105,9 @@ def window_grid(
     starts = [window_starts(n, s, config.overlap) for n, s in zip(shape, size)]
     if (number := prod(map(len, starts))) > MOST_WINDOWS:
         asked, volume = ('x'.join(map(str, x)) for x in (config.roi_size, shape))
-        raise InputError(f'infer: size {asked} and overlap {config.overlap:g} make {number:,} windows of '
-                         f'{volume} voxels, expected {MOST_WINDOWS:,} at most: a larger window, or less overlap')
+        raise InputError(f'infer: size {asked} and overlap {config.overlap:g} make {number:,} '
+                         f'windows of {volume} voxels, expected {MOST_WINDOWS:,} at most: '
+                         'a larger window, or less overlap')
     return [tuple(slice(a, a + s) for a, s in zip(corner, size)) for corner in product(*starts)]
 
 # %% ../../nbs/42_networks.windows.ipynb #17d6bec9
@@ -113,14 +118,15 @@ def sliding_windows(
     "The windows that hold brain."
     return [w for w in window_grid(image.shape[1:], config) if image[(slice(None), *w)].any()]
 
-# %% ../../nbs/42_networks.windows.ipynb #27c74a04
+# %% ../../nbs/42_networks.windows.ipynb #f8d07d2b
 def fast_windows(
     config: Windows,  # as the model was validated
     whole: bool = True,  # whether memory allows the whole volume at once
 ) -> Windows:
     "Settings with fewer, larger windows and no flips."
     size = (4096, 4096, 4096) if whole else config.roi_size
-    return replace(config, roi_size=size, overlap=min(config.overlap, 0.25), batch=1, tta_flips=('none',))
+    overlap = min(config.overlap, 0.25)
+    return replace(config, roi_size=size, overlap=overlap, batch=1, tta_flips=('none',))
 
 # %% ../../nbs/42_networks.windows.ipynb #caf70da7
 def gaussian_weight(
@@ -134,18 +140,19 @@ def gaussian_weight(
         weight = weight[..., None] * torch.exp(-0.5 * (x / (sigma_scale * n)) ** 2)
     return weight[0].clamp(min=1e-3)
 
-# %% ../../nbs/42_networks.windows.ipynb #352cc60b
-_AUTOCAST: dict[str, torch.dtype | None] = {'32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+# %% ../../nbs/42_networks.windows.ipynb #ed16b6c0
+_AUTOCAST: dict[str, torch.dtype | None] = {
+    '32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 @lru_cache
 def _cpu_has_bf16() -> bool:
-    "Whether the processor multiplies bf16 natively, by what Linux says of it; elsewhere it is not assumed."
+    "Whether the processor multiplies bf16 natively, as Linux says; elsewhere it is not assumed."
     info = Path('/proc/cpuinfo')
     flags = info.read_text().split() if info.is_file() else []
     return 'avx512_bf16' in flags or 'amx_bf16' in flags
 
-
+# %% ../../nbs/42_networks.windows.ipynb #18971d99
 def choose_precision(
     precision: str,  # of `Windows`
     device: torch.device,  # where the network runs
@@ -157,12 +164,12 @@ def choose_precision(
         return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     return 'bf16' if device.type == 'cpu' and _cpu_has_bf16() else '32'
 
-# %% ../../nbs/42_networks.windows.ipynb #0cbd9faa
+# %% ../../nbs/42_networks.windows.ipynb #f59711b4
 def _flip_axes(flip: str) -> tuple[int, ...]:
     "The axes of a (B, C, x, y, z) tensor that are flipped."
     return () if flip == 'none' else tuple(2 + 'xyz'.index(axis) for axis in flip)
 
-
+# %% ../../nbs/42_networks.windows.ipynb #8179bab7
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
     "Within it a network computes in that precision, also inside a training that uses another."
     if not torch.amp.is_autocast_available(device.type):
@@ -170,7 +177,7 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
     dtype = _AUTOCAST[choose_precision(precision, device)]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
-
+# %% ../../nbs/42_networks.windows.ipynb #06b64dd2
 def _logits(
     network: nn.Module,  # on the device of `x`
     flip: str,  # one of `FLIPS`
@@ -183,7 +190,7 @@ def _logits(
         logits = network(x.flip(axes) if axes else x)
     return (logits.flip(axes) if axes else logits).float()
 
-# %% ../../nbs/42_networks.windows.ipynb #c980ec38
+# %% ../../nbs/42_networks.windows.ipynb #1f793bcd
 @dataclass(frozen=True)
 class _Plan:
     "Where the network runs, where the sums are kept, and how many windows go at a time."
@@ -194,10 +201,10 @@ class _Plan:
     def __str__(self) -> str:
         return f'network on {self.device}, sums on {self.sums}, {self.batch} window(s) at a time'
 
-
+# %% ../../nbs/42_networks.windows.ipynb #79b82c5c
 def _member_sums(
-    network: nn.Module, flip: str, image: Tensor, windows: list[Window], weight: Tensor, config: Windows,
-    plan: _Plan, tick: Callable[[int], None],
+    network: nn.Module, flip: str, image: Tensor, windows: list[Window], weight: Tensor,
+    config: Windows, plan: _Plan, tick: Callable[[int], None],
 ) -> Tensor:
     "Weighted sums of the logits of one member, (C, x, y, z)."
     sums = None
@@ -214,14 +221,14 @@ def _member_sums(
     _check_finite(sums, flip, config.precision)
     return sums
 
-
+# %% ../../nbs/42_networks.windows.ipynb #6d872bb0
 def _check_finite(sums: Tensor, flip: str, precision: str) -> None:
     "Refuse logits that are not numbers: they would become an empty mask."
     if not sums.sum(dtype=torch.float64 if sums.device.type != 'mps' else None).isfinite():
         bad = int((~sums.isfinite()).sum())
-        raise InputError(f'found {bad:,} of {sums.numel():,} logits that are NaN or infinite (flip {flip}, '
-                         f'precision {precision}); expected numbers: are the weights damaged, or is '
-                         '--infer.precision 32 needed?')
+        raise InputError(f'found {bad:,} of {sums.numel():,} logits that are NaN or infinite '
+                         f'(flip {flip}, precision {precision}); expected numbers: '
+                         'are the weights damaged, or is --infer.precision 32 needed?')
 
 # %% ../../nbs/42_networks.windows.ipynb #61e1bdd8
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -238,7 +245,7 @@ def _probabilities(sums: Tensor, weights: Tensor, activation: str) -> Tensor:
         channel.masked_fill_(unseen, float(activation == 'softmax' and i == 0))
     return p
 
-# %% ../../nbs/42_networks.windows.ipynb #5511f589
+# %% ../../nbs/42_networks.windows.ipynb #743db9ce
 Statistic = Callable[[Tensor], Tensor]
 _SLAB = 16  # planes of a volume at a time
 
@@ -255,14 +262,15 @@ def _add_member(total: Tensor | None, p: Tensor, statistic: Statistic | None) ->
         total[:, slab] += value
     return total
 
-
+# %% ../../nbs/42_networks.windows.ipynb #330153f9
 def _predict(
     networks: list[nn.Module], image: Tensor, config: Windows, activation: str, plan: _Plan,
     progress: Callable[[int, int], None] | None, statistic: Statistic | None,
 ) -> Tensor:
     "One attempt at a volume under a plan."
     windows, members = sliding_windows(image, config), list(product(networks, config.tta_flips))
-    weight = gaussian_weight([s.stop - s.start for s in windows[0]], config.sigma_scale).to(plan.sums)
+    size = [s.stop - s.start for s in windows[0]]
+    weight = gaussian_weight(size, config.sigma_scale).to(plan.sums)
     weights = torch.zeros(*image.shape[1:], device=weight.device)
     for window in windows:
         weights[window] += weight
@@ -278,23 +286,25 @@ def _predict(
         total = _add_member(total, _probabilities(sums, weights, activation), statistic)
     return total.div_(len(members)) if len(members) > 1 else total
 
-# %% ../../nbs/42_networks.windows.ipynb #6ab4b402
+# %% ../../nbs/42_networks.windows.ipynb #912dca68
 def is_out_of_memory(
     error: Exception,  # that a network has raised
 ) -> bool:
-    "Whether memory was what it lacked, in the words of PyTorch, of CUDA's libraries, or of the CPU's allocator."
+    "Whether memory ran out, in the words of PyTorch, CUDA's libraries, or the CPU's allocator."
     words = ('DefaultCPUAllocator', 'CUDA error: out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
              'CUDNN_STATUS_ALLOC_FAILED')
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)
+    out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return out or any(w in str(error) for w in words)
 
-
+# %% ../../nbs/42_networks.windows.ipynb #5b07212c
 def _plans(device: torch.device, batch: int) -> list[_Plan]:
     "Ways to run, the most demanding first."
     cpu = torch.device('cpu')
-    plans = [_Plan(device, device, batch), _Plan(device, device, 1), _Plan(device, cpu, 1), _Plan(cpu, cpu, 1)]
+    plans = [_Plan(device, device, batch), _Plan(device, device, 1),
+             _Plan(device, cpu, 1), _Plan(cpu, cpu, 1)]
     return list(dict.fromkeys(plans))
 
-# %% ../../nbs/42_networks.windows.ipynb #a5b59552
+# %% ../../nbs/42_networks.windows.ipynb #dfb6ba02
 @contextmanager
 def _evaluating(networks: list[nn.Module], device: torch.device) -> Iterator[None]:
     "Networks on a device and in evaluation mode; their mode is put back afterwards."
@@ -308,27 +318,28 @@ def _evaluating(networks: list[nn.Module], device: torch.device) -> Iterator[Non
         for module, mode in (pair for network in modes for pair in network):
             module.training = mode
 
-
+# %% ../../nbs/42_networks.windows.ipynb #a4073624
 def _check_input(networks: list[nn.Module], image: Tensor, activation: str) -> None:
     "Refuse what cannot be predicted."
     if not networks:
         raise InputError('found no network, expected at least one')
     if activation not in _ACTIVATIONS:
-        raise InputError(f'activation: found {activation!r}, expected one of {", ".join(_ACTIVATIONS)}')
+        raise InputError(f'activation: found {activation!r}, '
+                         f'expected one of {", ".join(_ACTIVATIONS)}')
     if image.ndim != 4:
         raise InputError(f'image has shape {tuple(image.shape)}, expected (channels, x, y, z)')
     if not image.any():
         raise InputError('image is zero everywhere: there is no brain to look at')
 
-
+# %% ../../nbs/42_networks.windows.ipynb #95e08e5d
 def predict_probabilities(
-    networks: nn.Module | Sequence[nn.Module],  # one, or an ensemble; (B, 4, x, y, z) -> logits (B, C, x, y, z)
+    networks: nn.Module | Sequence[nn.Module],  # one or several; (B, 4, ...) -> logits (B, C, ...)
     image: Tensor,  # float32 (4, x, y, z), model space, zero outside the brain
     config: Windows = Windows(),  # settings of inference
     activation: str = 'sigmoid',  # 'sigmoid' or 'softmax', see `losses.TARGETS`
     device: str | torch.device = 'cpu',  # where the network runs
-    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all, of all members
-    statistic: Statistic | None = None,  # of each voxel: (B, C, ...) -> what is averaged (B, D, ...)
+    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
+    statistic: Statistic | None = None,  # of voxels: (B, C, ...) -> what is averaged (B, D, ...)
     say: Callable[[str], None] = warnings.warn,  # told when memory runs out and what is tried next
 ) -> Tensor:  # float32 (C or D, x, y, z), on the CPU or `device`
     "Probabilities of a whole volume: blended over windows, averaged over flips and networks."
@@ -345,7 +356,7 @@ def predict_probabilities(
         torch.cuda.empty_cache()
         say(f'out of memory ({plan}); trying again: {fallback}')
 
-# %% ../../nbs/42_networks.windows.ipynb #cf727c46
+# %% ../../nbs/42_networks.windows.ipynb #fd846fb1
 @dataclass(frozen=True)
 class Cost:
     "What predicting a volume will take."
@@ -359,7 +370,7 @@ class Cost:
         return (f'{self.windows} window(s) x {self.passes} pass(es), about {seconds} s and '
                 f'{self.memory_mb:.0f} MB for the network')
 
-
+# %% ../../nbs/42_networks.windows.ipynb #f4f88d7e
 def _probe_seconds(network: nn.Module, x: Tensor, config: Windows) -> float:
     "Time of one pass, the second of two."
     with _autocast(config.precision, x.device):
@@ -370,36 +381,39 @@ def _probe_seconds(network: nn.Module, x: Tensor, config: Windows) -> float:
                 torch.cuda.synchronize(x.device)
     return perf_counter() - began
 
-# %% ../../nbs/42_networks.windows.ipynb #f8a2f0b7
+# %% ../../nbs/42_networks.windows.ipynb #1aaeeb4d
 _KEPT_BYTES = 65e6  # what kernels and allocator of a CPU keep in 32 bits; less for small windows
-_LIVE_TENSORS = 6  # of the finest level at the last block of the decoder: skip, concatenation (2), parts and result
+_LIVE_TENSORS = 6  # at the decoder's last block: skip, concatenation (2), parts and result
 
 
 def _activation_bytes(network: nn.Module, voxels: int, sixteen_bits: bool) -> float:
-    "Activations of the finest level of a `UNet` and copies of its weights; else one tensor of 16 channels."
+    "Activations of a `UNet`'s finest level, copies of its weights; else a tensor of 16 channels."
     config, size = getattr(network, 'config', None), 2 if sixteen_bits else 4
     filters = getattr(config, 'filters', (16,))[0]
     stem = prod(network.strides[0]) if config is not None else 1
     level = _LIVE_TENSORS * filters * voxels / stem * size
-    width = max(8, filters // 2)  # of a `StemHead`: the image beside it is float32, and copied to 16 bits
+    width = max(8, filters // 2)  # of a `StemHead`
     head = 0
-    if stem > 1:
-        head = ((width + config.in_channels) * (6 if sixteen_bits else 4) + 2 * width * size) * voxels
+    if stem > 1:  # the image beside it is float32, and copied to 16 bits
+        beside = (width + config.in_channels) * (6 if sixteen_bits else 4)
+        head = (beside + 2 * width * size) * voxels
     return max(level, head) + 4 * sum(p.numel() for p in network.parameters())
 
-
+# %% ../../nbs/42_networks.windows.ipynb #cd13404e
 def _memory_bytes(
-    networks: list[nn.Module], config: Windows, window: Sequence[int], volume: Sequence[int], device: torch.device,
+    networks: list[nn.Module], config: Windows, window: Sequence[int], volume: Sequence[int],
+    device: torch.device,
 ) -> float:
     "Peak of activations, sums and weights."
     short = choose_precision(config.precision, device) != '32'
     voxels = prod(window) * config.batch
-    volumes = 4 if len(networks) * len(config.tta_flips) == 1 else 7  # float32: sums, weights; mean over members
+    members = len(networks) * len(config.tta_flips)
+    volumes = 4 if members == 1 else 7  # float32: sums, weights; mean over members
     active = max(_activation_bytes(n, voxels, short) for n in networks)
     memory = active + volumes * prod(volume) * 4 + voxels * 4 * 10
     return memory + min(3 * memory, _KEPT_BYTES) if device.type == 'cpu' and not short else memory
 
-
+# %% ../../nbs/42_networks.windows.ipynb #c38d58b0
 def predict_cost(
     networks: nn.Module | Sequence[nn.Module],  # as for `predict_probabilities`
     image: Tensor,  # float32 (4, x, y, z), model space
@@ -416,7 +430,8 @@ def predict_cost(
     patch = patch.to(memory_format=torch.channels_last_3d)
     try:
         with _evaluating(networks, device):
-            seconds = sum(_probe_seconds(n, patch.to(device), config) for n in networks) * len(config.tta_flips)
+            seconds = sum(_probe_seconds(n, patch.to(device), config) for n in networks)
+            seconds *= len(config.tta_flips)
     except Exception as error:
         if device.type == 'cpu' or not is_out_of_memory(error):
             raise

@@ -33,37 +33,82 @@ from neuroseg3d.studies.formats import (
     voxel_file,
 )
 from .headers import check_affine, settle_header
-from .schemas import from_canonical, get_schema, infer_schema, settle_schema, to_canonical
+from neuroseg3d.studies.schemas import (
+    from_canonical,
+    get_schema,
+    infer_schema,
+    settle_schema,
+    to_canonical,
+)
 from ..system.files import write_bytes
 from ..system.processes import free_memory
 
 PathLike = str | Path
 
 # %% auto #0
-__all__ = ['PathLike', 'MOST_ROUNDING', 'is_nifti', 'check_file', 'read_header', 'grid_shape', 'check_memory', 'header_geometry',
-           'read_volumes', 'stored_schema', 'stored_facts', 'store_facts', 'read_label', 'check_label', 'label_header',
-           'write_label', 'save_atomically']
+__all__ = ['PathLike', 'MOST_ROUNDING', 'is_nifti', 'check_file', 'read_header', 'grid_shape', 'header_geometry', 'check_memory',
+           'read_volumes', 'stored_facts', 'stored_schema', 'store_facts', 'read_label', 'check_label', 'label_header',
+           'save_atomically', 'write_label']
 
-# %% ../../nbs/12_studies.nifti.ipynb #d6afde27
+# %% ../../nbs/12_studies.nifti.ipynb #dfc03647
 def is_nifti(
     path: Path,  # of anything
 ) -> bool:
     "Whether this is a file, not hidden, that is named as an image that can be read: see `formats`."
     return is_image(path)
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #db0792c2
 def check_file(
     path: Path,  # as a user gave it
 ) -> None:
     "Refuse what is no file or is not named as a NIfTI file."
     if path.is_symlink() and not path.exists():
-        raise InputError(f'{path}: a link to {path.readlink()}, which is not there (a share that is not mounted, a file that was not fetched?)')
+        raise InputError(f'{path}: a link to {path.readlink()}, which is not there '
+                         '(a share that is not mounted, a file that was not fetched?)')
     if not path.is_file():
         raise InputError(f'{path}: no such file or folder')
     if not suffix_of(path):
-        raise InputError(f'{path}: found a file that is not .nii or .nii.gz, nor one of {", ".join(s for s in SUFFIXES if "nii" not in s)}')
+        others = ', '.join(s for s in SUFFIXES if 'nii' not in s)
+        raise InputError(f'{path}: found a file that is not .nii or .nii.gz, nor one of {others}')
 
-# %% ../../nbs/12_studies.nifti.ipynb #143ca76f
+# %% ../../nbs/12_studies.nifti.ipynb #459270f1
+def _check_offset(path: Path, raw: nib.Nifti1Header) -> None:
+    "Refuse a header whose voxels begin nowhere."
+    offset = float(raw['vox_offset'])
+    size = 2 ** 27  # extensions are small
+    if not is_gzip(voxel_file(path)):
+        size = min(size, voxel_file(path).stat().st_size)
+    if not 0 <= offset <= size:
+        raise InputError(f'{path}: truncated or not a NIfTI file: the header says that voxels '
+                         f'begin at byte {offset:g} (vox_offset), expected 0 to {size:,}')
+
+# %% ../../nbs/12_studies.nifti.ipynb #1ebc34ee
+def _single(header: nib.Nifti1Header) -> nib.Nifti1Header:
+    "The header of a pair of files as that of a single one, which is what is written."
+    if header.is_single:
+        return header
+    kind = nib.Nifti2Header if isinstance(header, nib.Nifti2Header) else nib.Nifti1Header
+    single = kind(header.binaryblock, endianness=header.endianness, check=False)
+    single['magic'], single['vox_offset'] = kind.single_magic, 0
+    return single
+
+# %% ../../nbs/12_studies.nifti.ipynb #4741eb8c
+_DAMAGE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError, OSError,
+           zlib.error, isal_zlib.error, ValueError, OverflowError)
+
+
+def _nifti_headers(path: Path) -> tuple[nib.Nifti1Header, nib.Nifti1Header]:
+    "The header as it stands in a file, and as nibabel reads it."
+    try:
+        raw = raw_header(path)
+        _check_offset(path, raw)
+        return raw, _single(load_image(path).header)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f'{path}: truncated or not a NIfTI file: {error}') from None
+
+# %% ../../nbs/12_studies.nifti.ipynb #b0bd1336
 def read_header(
     path: PathLike,  # .nii or .nii.gz
 ) -> nib.Nifti1Header:
@@ -74,41 +119,15 @@ def read_header(
         header = itk_header(path)
         check_affine(header.get_best_affine(), str(path))
         return header
-    try:
-        raw = raw_header(path)
-        _check_offset(path, raw)
-        header = _single(load_image(path).header)
-    except InputError:
-        raise
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError, OSError, zlib.error,
-            isal_zlib.error, ValueError, OverflowError) as error:
-        raise InputError(f'{path}: truncated or not a NIfTI file: {error}') from None
+    raw, header = _nifti_headers(path)
     if remark := misnamed(path):
         warnings.warn(f'{path}: {remark}', stacklevel=2)
     if header.get_data_dtype().kind not in 'iuf':
-        raise InputError(f'{path}: found voxels of type {header.get_data_dtype()}, expected real numbers')
+        raise InputError(f'{path}: found voxels of type {header.get_data_dtype()}, '
+                         'expected real numbers')
     return settle_header(header, raw['pixdim'][1:4], str(path))
 
-
-def _check_offset(path: Path, raw: nib.Nifti1Header) -> None:
-    "Refuse a header whose voxels begin nowhere."
-    offset = float(raw['vox_offset'])
-    limit = min(2 ** 27, voxel_file(path).stat().st_size) if not is_gzip(voxel_file(path)) else 2 ** 27  # extensions are small
-    if not 0 <= offset <= limit:
-        raise InputError(f'{path}: truncated or not a NIfTI file: the header says that voxels begin at byte {offset:g} (vox_offset), '
-                         f'expected 0 to {limit:,}')
-
-
-def _single(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    "The header of a pair of files as that of a single one, which is what is written."
-    if header.is_single:
-        return header
-    kind = nib.Nifti2Header if isinstance(header, nib.Nifti2Header) else nib.Nifti1Header
-    single = kind(header.binaryblock, endianness=header.endianness, check=False)
-    single['magic'], single['vox_offset'] = kind.single_magic, 0
-    return single
-
-
+# %% ../../nbs/12_studies.nifti.ipynb #546c380b
 def grid_shape(
     header: nib.Nifti1Header,  # as read
     path: PathLike,  # for the error
@@ -126,10 +145,34 @@ def grid_shape(
         raise InputError(f'{path}: found shape {shape}, expected {what}')
     return tuple(int(n) for n in shape[:3])
 
-# %% ../../nbs/12_studies.nifti.ipynb #1abc5dda
-_LARGE, _MOST_COMPRESSED = 1 << 30, 300  # bytes; a scan is compressed some three-fold, a label map a hundred-fold
+# %% ../../nbs/12_studies.nifti.ipynb #6998d028
+def header_geometry(
+    header: nib.Nifti1Header,  # as read
+    shape: tuple[int, int, int],  # of `grid_shape`
+) -> Geometry:
+    "The grid that a header describes."
+    return Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
+
+# %% ../../nbs/12_studies.nifti.ipynb #483e9d7f
+_LARGE = 1 << 30  # bytes
+_MOST_COMPRESSED = 300  # a scan is compressed some three-fold, a label map a hundred-fold
 
 
+def _check_size(path: Path, claimed: int) -> None:
+    "Refuse a header that claims more bytes than the file can hold."
+    size = voxel_file(path).stat().st_size
+    if claimed > _LARGE and claimed > _MOST_COMPRESSED * size:
+        raise InputError(f'{path}: the header claims {claimed:,} bytes of voxels, '
+                         f'{claimed // max(1, size):,} times the {size:,} bytes of the file; '
+                         f'expected {_MOST_COMPRESSED} times at most, as scans and label maps of '
+                         'such a size have')
+    if is_gzip(voxel_file(path)):
+        size *= 1032  # the limit of deflate (zlib, "Maximum Compression Factor")
+    if claimed > size:
+        raise InputError(f'{path}: truncated: the header claims {claimed:,} bytes of voxels, '
+                         f'the file can hold {size:,}')
+
+# %% ../../nbs/12_studies.nifti.ipynb #8c525c23
 def check_memory(
     path: Path,  # of the file
     header: nib.Nifti1Header,  # its header
@@ -138,28 +181,12 @@ def check_memory(
     voxels = int(np.prod([int(n) for n in header.get_data_shape()], dtype=object))
     needed, free = voxels * 4 * 2, free_memory()  # float32, and one working copy
     if needed > free:
-        raise InputError(f'{path}: the header claims {voxels:,} voxels, which need {needed / 2**30:,.1f} GiB as float32; '
-                         f'{free / 2**30:,.1f} GiB are free')
-    if is_itk(path):  # its own reader compares
-        return
-    claimed, size = voxels * header.get_data_dtype().itemsize, voxel_file(path).stat().st_size
-    if claimed > _LARGE and claimed > _MOST_COMPRESSED * size:
-        raise InputError(f'{path}: the header claims {claimed:,} bytes of voxels, {claimed // max(1, size):,} times the {size:,} bytes of the file; '
-                         f'expected {_MOST_COMPRESSED} times at most, as scans and label maps of such a size have')
-    if is_gzip(voxel_file(path)):
-        size *= 1032  # deflate cannot compress further than 1032:1 (zlib, "Maximum Compression Factor")
-    if claimed > size:
-        raise InputError(f'{path}: truncated: the header claims {claimed:,} bytes of voxels, the file can hold {size:,}')
+        raise InputError(f'{path}: the header claims {voxels:,} voxels, which need '
+                         f'{needed / 2**30:,.1f} GiB as float32; {free / 2**30:,.1f} GiB are free')
+    if not is_itk(path):  # its own reader compares
+        _check_size(path, voxels * header.get_data_dtype().itemsize)
 
-
-def header_geometry(
-    header: nib.Nifti1Header,  # as read
-    shape: tuple[int, int, int],  # of `grid_shape`
-) -> Geometry:
-    "The grid that a header describes."
-    return Geometry(shape, np.asarray(header.get_best_affine(), dtype=np.float64))
-
-# %% ../../nbs/12_studies.nifti.ipynb #81eda423
+# %% ../../nbs/12_studies.nifti.ipynb #bdc82393
 def _fill(file: BinaryIO, raw: np.ndarray) -> np.ndarray:
     "The next bytes of a file read into an array of bytes, as many as it has room for."
     found = 0
@@ -170,22 +197,26 @@ def _fill(file: BinaryIO, raw: np.ndarray) -> np.ndarray:
         found += more
     return raw
 
-
-def _stored_volumes(path: Path, image: nib.Nifti1Image, places: Sequence[np.ndarray] = ()) -> Iterator[np.ndarray]:
-    "The 3-D volumes of a file, unscaled, in `places` where those are of its type; else each goes when the next one comes."
+# %% ../../nbs/12_studies.nifti.ipynb #952e5085
+def _stored_volumes(
+    path: Path, image: nib.Nifti1Image, places: Sequence[np.ndarray] = (),
+) -> Iterator[np.ndarray]:
+    "Unscaled volumes of a file, in `places` of its type; else each goes when the next one comes."
     shape, dtype = image.shape[:3], image.get_data_dtype()
-    fitting = [p.T.reshape(-1).view(np.uint8) for p in places if p.dtype == dtype and p.flags.f_contiguous]
+    fitting = [p.T.reshape(-1).view(np.uint8) for p in places
+               if p.dtype == dtype and p.flags.f_contiguous]
     block = () if fitting else np.empty(int(np.prod(shape)) * dtype.itemsize, np.uint8)
     with open_content(voxel_file(path)) as file:
         _fill(file, np.empty(image.dataobj.offset, np.uint8))
         for number in range(int(np.prod(image.shape[3:], dtype=int))):
-            yield _fill(file, fitting[number] if fitting else block).view(dtype).reshape(shape, order='F')
+            raw = _fill(file, fitting[number] if fitting else block)
+            yield raw.view(dtype).reshape(shape, order='F')
         file.read(1)  # the end of a gzip member checks its sum
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #5102e10f
 def read_volumes(
     path: Path,  # of a NIfTI file
-    dtype: np.dtype | type | None = np.float32,  # of scaled voxels; None keeps integers that have no scaling
+    dtype: np.dtype | type | None = np.float32,  # scaled; None keeps integers without scaling
     places: Sequence[np.ndarray] = (),  # memory of the right type to read into, one a volume
 ) -> Iterator[np.ndarray]:  # (X, Y, Z) each
     "Scaled 3-D volumes of a file, one after the other."
@@ -203,13 +234,12 @@ def read_volumes(
     except (EOFError, OSError, zlib.error, isal_zlib.error, ValueError) as error:
         raise InputError(f'{path}: truncated or damaged: {error}') from None
 
-# %% ../../nbs/12_studies.nifti.ipynb #9447d581
-def stored_schema(
-    header: nib.Nifti1Header,  # as read
-) -> str | None:
-    "The schema that a label map written by this library carries in its NIfTI extension."
-    schema = stored_facts(header).get('schema')
-    return None if schema is None else str(schema)
+# %% ../../nbs/12_studies.nifti.ipynb #72bdc665
+class _Facts(TypedDict, total=False):
+    "What this library reads of what a file says of itself."
+    schema: str
+    kind: str
+    volumes: list[str]
 
 
 def stored_facts(
@@ -226,12 +256,16 @@ def stored_facts(
             facts |= content if isinstance(content, dict) else {}
     return checked(facts, _Facts, 'NIfTI extension')
 
+# %% ../../nbs/12_studies.nifti.ipynb #c6a126bb
+def stored_schema(
+    header: nib.Nifti1Header,  # as read
+) -> str | None:
+    "The schema that a label map written by this library carries in its NIfTI extension."
+    schema = stored_facts(header).get('schema')
+    return None if schema is None else str(schema)
 
-class _Facts(TypedDict, total=False):
-    "What this library reads of what a file says of itself."
-    schema: str
-    kind: str
-    volumes: list[str]
+# %% ../../nbs/12_studies.nifti.ipynb #e24f83e4
+_EXTENSION_CODE = 6  # "comment", NIfTI-1 extension codes
 
 
 def store_facts(
@@ -240,21 +274,79 @@ def store_facts(
 ) -> None:
     "Let a file say of itself what JSON can hold."
     header.extensions.clear()
-    header.extensions.append(nib.nifti1.Nifti1Extension(_EXTENSION_CODE, json.dumps(dict(facts)).encode()))
+    content = json.dumps(dict(facts)).encode()
+    header.extensions.append(nib.nifti1.Nifti1Extension(_EXTENSION_CODE, content))
 
+# %% ../../nbs/12_studies.nifti.ipynb #9c899d13
+def _stored_name(header: nib.Nifti1Header, path: Path) -> str | None:
+    "The schema that a file of this library names; an unknown one is an error of that file."
+    name = stored_schema(header)
+    try:
+        return name and get_schema(name).name
+    except InputError as error:
+        raise InputError(f'{path}: the file says that its ids are of {error}') from None
 
-_EXTENSION_CODE = 6  # "comment", NIfTI-1 extension codes
+# %% ../../nbs/12_studies.nifti.ipynb #f6b9bbb0
+def _implied_name(found: np.ndarray, path: Path, implied: str | None, stated: bool = False) -> str:
+    "The schema of a label map that does not name it: stated, implied by names, or by its ids."
+    if implied and stated:
+        return implied
+    return settle_schema(implied, found, path) if implied else infer_schema(found, path)
 
-
-#: Ids of a scaled label map may lie so far from integers; half a step of the scaling where that is less.
+# %% ../../nbs/12_studies.nifti.ipynb #4286fdf6
+#: Scaled ids may lie so far from integers; half a step of the scaling where that is less.
 MOST_ROUNDING: float = 0.05
 
+# %% ../../nbs/12_studies.nifti.ipynb #3bf397a2
+def _allowed_rounding(found: np.ndarray, path: Path) -> tuple[float, str]:
+    "How far ids may lie from integers by the file's scaling or single precision, and why."
+    slope, inter = 1.0, 0.0
+    if not is_itk(path):
+        slope, inter = [float(v or 0) for v in raw_header(path).get_slope_inter()]
+    allowed = 1e-5 * max(1.0, float(np.abs(found).max()))
+    if (slope, inter) in ((1.0, 0.0), (0.0, 0.0)):
+        return allowed, ''
+    allowed += min(0.51 * abs(slope), MOST_ROUNDING)
+    return allowed, (f' (stored numbers times scl_slope {slope:g} plus scl_inter {inter:g}, '
+                     f'which explains {allowed:.2g})')
 
+# %% ../../nbs/12_studies.nifti.ipynb #fec76790
+def _whole(values: np.ndarray, path: Path) -> np.ndarray:
+    "Ids that came as real numbers, rounded by no more than `_allowed_rounding`."
+    found = np.unique(values.ravel(order='K'))
+    odd = f'{path}: found fractional or non-finite label values such as'
+    if not np.isfinite(found).all():
+        n = int((~np.isfinite(values)).sum())
+        raise InputError(f'{odd} {found[~np.isfinite(found)][0]:g}: {n:,} voxel(s) are '
+                         'NaN or infinite, expected integers')
+    allowed, why = _allowed_rounding(found, path)
+    off = np.abs(found - np.round(found))
+    if off.max() > allowed:
+        raise InputError(f'{odd} {found[off > allowed][0]:g}{why}, expected integers')
+    return np.round(values)
+
+# %% ../../nbs/12_studies.nifti.ipynb #44783cb0
+def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
+    "The header of a label map and its grid, checked."
+    header = read_header(path)
+    shape = grid_shape(header, path)
+    check_memory(path, header)
+    return header, header_geometry(header, shape)
+
+# %% ../../nbs/12_studies.nifti.ipynb #e16df922
+def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    "Voxels of a label map as they are stored, and the ids that occur."
+    values = next(read_volumes(path, dtype=None)).reshape(shape)
+    if values.dtype.kind == 'f':
+        values = _whole(values, path)
+    return values, np.unique(values.ravel(order='K'))
+
+# %% ../../nbs/12_studies.nifti.ipynb #9d9fb079
 def read_label(
     path: PathLike,  # label map, 3-D
-    schema: str | None = None,  # its schema; None: its extension, then `implied`, then what its ids allow
+    schema: str | None = None,  # None: its extension, then `implied`, then what its ids allow
     implied: str | None = None,  # schema that the layout implies
-    stated: bool = False,  # whether user or dataset.json state `implied`, so that its ids are not doubted
+    stated: bool = False,  # whether user or dataset.json state `implied`: ids are not doubted
 ) -> tuple[np.ndarray, Geometry, str]:  # canonical ids uint8 (X, Y, Z), its grid, its schema
     "A label map in canonical ids."
     path = Path(path)
@@ -263,69 +355,22 @@ def read_label(
     name = schema or _stored_name(header, path) or _implied_name(found, path, implied, stated)
     return to_canonical(values, name, str(path)), grid, name
 
-
-def _stored_name(header: nib.Nifti1Header, path: Path) -> str | None:
-    "The schema that a file of this library names; one that is not known is an error of that file."
-    name = stored_schema(header)
-    try:
-        return name and get_schema(name).name
-    except InputError as error:
-        raise InputError(f'{path}: the file says that its ids are of {error}') from None
-
-
-def _implied_name(found: np.ndarray, path: Path, implied: str | None, stated: bool = False) -> str:
-    "The schema of a label map that does not name it: what is stated, else what names imply where its ids agree, else what the ids allow."
-    if implied and stated:
-        return implied
-    return settle_schema(implied, found, path) if implied else infer_schema(found, path)
-
-
-def _read_label_header(path: Path) -> tuple[nib.Nifti1Header, Geometry]:
-    header = read_header(path)
-    shape = grid_shape(header, path)
-    check_memory(path, header)
-    return header, header_geometry(header, shape)
-
-
-def _read_ids(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    "Voxels of a label map as they are stored, and the ids that occur."
-    values = next(read_volumes(path, dtype=None)).reshape(shape)
-    if values.dtype.kind == 'f':
-        values = _whole(values, path)
-    return values, np.unique(values.ravel(order='K'))
-
-
-def _whole(values: np.ndarray, path: Path) -> np.ndarray:
-    "Ids that came as real numbers, rounded by no more than the file's scaling (or single precision) explains."
-    found = np.unique(values.ravel(order='K'))
-    if not np.isfinite(found).all():
-        n = int((~np.isfinite(values)).sum())
-        raise InputError(f'{path}: found fractional or non-finite label values such as {found[~np.isfinite(found)][0]:g}: {n:,} voxel(s) are '
-                         'NaN or infinite, expected integers')
-    slope, inter = (1.0, 0.0) if is_itk(path) else [float(v or 0) for v in raw_header(path).get_slope_inter()]
-    scaled = (slope, inter) not in ((1.0, 0.0), (0.0, 0.0))
-    allowed = 1e-5 * max(1.0, float(np.abs(found).max())) + (min(0.51 * abs(slope), MOST_ROUNDING) if scaled else 0)
-    off = np.abs(found - np.round(found))
-    if off.max() > allowed:
-        why = f' (stored numbers times scl_slope {slope:g} plus scl_inter {inter:g}, which explains {allowed:.2g})' if scaled else ''
-        raise InputError(f'{path}: found fractional or non-finite label values such as {found[off > allowed][0]:g}{why}, expected integers')
-    return np.round(values)
-
-
+# %% ../../nbs/12_studies.nifti.ipynb #4ef497cd
 def check_label(
     path: PathLike,  # label map, 3-D
     schema: str | None = None,  # its schema, as for `read_label`
     implied: str | None = None,  # schema that the layout implies
-    stated: bool = False,  # whether user or dataset.json state `implied`, so that its ids are not doubted
+    stated: bool = False,  # whether user or dataset.json state `implied`: ids are not doubted
 ) -> tuple[Geometry, str]:  # its grid, its schema
-    "What `read_label` would refuse by header or schema; voxels are read only where neither user nor file states the schema."
+    "What `read_label` would refuse; voxels are read only where user and file state no schema."
     path = Path(path)
     header, grid = _read_label_header(path)
-    name = schema or _stored_name(header, path) or stated and implied or _implied_name(_read_ids(path, grid.shape)[1], path, implied)
+    name = schema or _stored_name(header, path) or stated and implied
+    name = name or _implied_name(_read_ids(path, grid.shape)[1], path, implied)
     get_schema(name)
     return grid, name
 
-# %% ../../nbs/12_studies.nifti.ipynb #d892c7c2
+# %% ../../nbs/12_studies.nifti.ipynb #37d6b2d9
 def label_header(
     like: nib.Nifti1Header,  # header of the image that was segmented
     schema: str,  # of the ids to be written
@@ -338,28 +383,11 @@ def label_header(
     header.set_slope_inter(1, 0)
     header['cal_min'] = header['cal_max'] = 0
     header.set_intent('label', name=f'labels {schema}')
-    store_facts(header, {'schema': schema, 'labels': {str(i): n for i, n in sorted(get_schema(schema).names.items())}})
+    names = {str(i): name for i, name in sorted(get_schema(schema).names.items())}
+    store_facts(header, {'schema': schema, 'labels': names})
     return header
 
-
-def write_label(
-    path: PathLike,  # .nii or .nii.gz; folders are made
-    label: np.ndarray,  # canonical ids (X, Y, Z)
-    case: Case,  # the case that was segmented: its grid, header and schema
-    schema: str | None = None,  # schema of the ids to write; None: that of the case, else 'msd'
-) -> Path:
-    "Write a label map in the space of its case; complete or not at all."
-    schema = schema or case.schema or 'msd'
-    if label.shape != case.geometry.shape:
-        raise InputError(f'{path}: label has shape {label.shape}, expected {case.geometry.shape} of case {case.id}')
-    if suffix_of(path) not in ('.nii', '.nii.gz'):
-        raise InputError(f'{path}: expected a name that ends in .nii or .nii.gz')
-    header = case.header if case.header is not None else _plain_header(case.geometry)
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(from_canonical(label, schema), None, label_header(header, schema))
-    return save_atomically(image, Path(path))
-
-
+# %% ../../nbs/12_studies.nifti.ipynb #29138d47
 def _plain_header(geometry: Geometry) -> nib.Nifti1Header:
     "A header for a case that was never read from a file."
     header = nib.Nifti1Header()
@@ -369,11 +397,31 @@ def _plain_header(geometry: Geometry) -> nib.Nifti1Header:
     header.set_xyzt_units('mm')
     return header
 
-
+# %% ../../nbs/12_studies.nifti.ipynb #f950cc2b
 def save_atomically(
     image: nib.Nifti1Image,  # what to write
     path: Path,  # .nii or .nii.gz
 ) -> Path:  # `path`
     "Write beside the target and rename: a reader sees the whole file or none."
     content = image.to_bytes()
-    return write_bytes(path, igzip.compress(content, 2, mtime=0) if path.name.lower().endswith('.gz') else content)
+    packed = path.name.lower().endswith('.gz')
+    return write_bytes(path, igzip.compress(content, 2, mtime=0) if packed else content)
+
+# %% ../../nbs/12_studies.nifti.ipynb #f446aec5
+def write_label(
+    path: PathLike,  # .nii or .nii.gz; folders are made
+    label: np.ndarray,  # canonical ids (X, Y, Z)
+    case: Case,  # the case that was segmented: its grid, header and schema
+    schema: str | None = None,  # schema of the ids to write; None: that of the case, else 'msd'
+) -> Path:
+    "Write a label map in the space of its case; complete or not at all."
+    schema = schema or case.schema or 'msd'
+    if label.shape != case.geometry.shape:
+        raise InputError(f'{path}: label has shape {label.shape}, '
+                         f'expected {case.geometry.shape} of case {case.id}')
+    if suffix_of(path) not in ('.nii', '.nii.gz'):
+        raise InputError(f'{path}: expected a name that ends in .nii or .nii.gz')
+    header = case.header if case.header is not None else _plain_header(case.geometry)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(from_canonical(label, schema), None, label_header(header, schema))
+    return save_atomically(image, Path(path))

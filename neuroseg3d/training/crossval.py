@@ -15,9 +15,9 @@ import numpy as np
 from ..config import build, to_dict
 from ..core import REGIONS, InputError
 from ..evaluation.evaluate import evaluate, summary_table
+from ..inference.cohort import infer_cohort, tune_rules
 from ..inference.guard import Trained, identity_of, training_exams
 from ..inference.postprocess import Postprocess
-from ..inference.predict import infer_cohort, tune_rules
 from ..networks.checkpoint import ENSEMBLE, KEY, check_ensemble, description, load_model, write_ensemble
 from ..plots.charts import chart
 from ..plots.palette import PALETTE, Picture
