@@ -11,7 +11,10 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import combinations, product
+from math import factorial, floor, log10
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -26,47 +29,568 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.stats import rankdata
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import __version__
-from ..core import Case, InputError
-from neuroseg3d.evaluation.maps import (  # noqa: F401
-    METHODS,
-    UNITS,
-    Attribution,
-    Explain,
-    Method,
-    Question,
-    Sanity,
-    amount,
-    ask,
-    blurred,
-    grad_cam,
-    integrated_gradients,
-    occlusion,
-    region_logit,
-    shapley_map,
-)
-from neuroseg3d.evaluation.shapley import (  # noqa: F401
-    Game,
-    Shapley,
-    coalitions,
-    shapley_values,
-    show_shapley,
-)
+from ..core import LABEL_NAMES, MODALITIES, REGION_NAMES, REGIONS, Case, InputError, Label, regions_to_labels
+from ..inference.predict import choose_device, masks_by_rules, rules_of
 from ..networks.checkpoint import Model
-from ..plots.palette import Picture
+from ..networks.losses import get_targets, to_regions
+from ..networks.windows import Window, gaussian_weight, predict_probabilities, sliding_windows
+from ..plots.charts import chart
+from ..plots.palette import PALETTE, Picture
 from ..plots.planes import show_modalities, show_planes
 from ..plots.views import PLANES, View, cut, largest_slices, make_view
 from ..studies.cases import read_case
 from ..studies.layouts import Study, find_study
 from ..studies.nifti import label_header, save_atomically
-from ..studies.preprocess import to_native
+from ..studies.preprocess import ModelCase, to_model_space, to_native
 from ..system.files import write_bytes, write_json
 from ..system.folders import Results
 
 # %% auto #0
-__all__ = ['blocks', 'randomised', 'similarity', 'concordance', 'sanity_check', 'sanity_cascade', 'explain_case', 'verdict',
-           'show_attribution', 'write_map', 'describe_attribution', 'check_explanations', 'explain_file']
+__all__ = ['Coalition', 'Explain', 'UNITS', 'METHODS', 'coalitions', 'shapley_weight', 'Game', 'Only', 'Shapley', 'as_model_case',
+           'dropout_chance', 'shapley_values', 'show_shapley', 'region_logit', 'Part', 'Question', 'ask', 'Sanity',
+           'Attribution', 'grad_cam', 'blurred', 'integrated_gradients', 'occlusion', 'blocks', 'randomised',
+           'similarity', 'concordance', 'sanity_check', 'sanity_cascade', 'shapley_map', 'Method', 'explain_case',
+           'verdict', 'amount', 'show_attribution', 'write_map', 'describe_attribution', 'explain_file',
+           'check_explanations']
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #94666cb3
+Coalition = frozenset[str]
+
+
+def coalitions(
+    players: Sequence[str] = MODALITIES,  # their names
+) -> list[Coalition]:  # 2 to the power of their number; the empty one first, all of them last
+    "Every subset of the players."
+    return [frozenset(c) for size in range(len(players) + 1) for c in combinations(players, size)]
+
+
+def shapley_weight(
+    player: str,  # one of the players
+    coalition: Coalition,  # a subset of them
+    n: int = len(MODALITIES),  # players in all
+) -> float:
+    "What the worth of a coalition counts for a player."
+    joined = player in coalition
+    before = len(coalition) - joined  # who was there when the player came, or would have come
+    return (1 if joined else -1) * factorial(before) * factorial(n - before - 1) / factorial(n)
+
+
+@dataclass(frozen=True)
+class Game:
+    "What every subset of the players earns, and so what each player is owed."
+    worth: Mapping[Coalition, float]  # of each of `coalitions(players)`
+    unit: str = ''  # of the worth
+    players: tuple[str, ...] = MODALITIES
+
+    @property
+    def values(self) -> dict[str, float]:
+        "The Shapley value of each player."
+        return {p: float(sum(shapley_weight(p, c, len(self.players)) * self.worth[c] for c in coalitions(self.players)))
+                for p in self.players}
+
+    @property
+    def baseline(self) -> float:
+        "Worth without any player."
+        return self.worth[frozenset()]
+
+    @property
+    def full(self) -> float:
+        "Worth with all of them."
+        return self.worth[frozenset(self.players)]
+
+    def without(self, player: str) -> float:
+        "What is lost when one player leaves all the others; these do not add up."
+        return self.full - self.worth[frozenset(self.players) - {player}]
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #df132dad
+class Only(nn.Module):
+    "A network that is shown some of the sequences; the others are zero."
+
+    def __init__(
+        self,
+        network: nn.Module,  # logits from (B, channels, x, y, z)
+        shown: Sequence[bool],  # one a channel
+    ):
+        super().__init__()
+        self.network = network
+        self.register_buffer('shown', torch.tensor(shown, dtype=torch.float32).reshape(1, -1, 1, 1, 1), persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, channels, x, y, z)
+    ) -> Tensor:
+        return self.network(x * self.shown)
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #a37c7a37
+@dataclass
+class Shapley:
+    "What each sequence contributes to each region of a case."
+    case_id: str
+    support: dict[str, Game]  # region -> mean probability over its predicted voxels; regions not found are left out
+    volume_ml: dict[str, Game]  # region -> expected volume in the brain, mL
+    dropout_p: float  # chance that a training patch lacked sequences; 0: the model never saw a missing one
+    map: Tensor | None = None  # float32 (4, x, y, z), model space: share of each sequence in the probability of `region`
+    region: str | None = None  # that the map is of
+
+    def __repr__(self) -> str:
+        shares = [f'{r}: {", ".join(f"{m} {v:+.2f}" for m, v in shares.items())}' for r, shares in self.values.items()]
+        return f'Shapley({self.case_id}: share of each sequence in the mean probability; {"; ".join(shares) or "no region found"})'
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        "Region -> sequence -> share of the support."
+        return {r: g.values for r, g in self.support.items()}
+
+    @property
+    def limits(self) -> str:
+        "What the numbers do not show."
+        trained = (f'sequences were dropped from {self.dropout_p:.0%} of its training patches' if self.dropout_p else
+                   'it NEVER saw a missing sequence in training, so the shares may tell more of that than of the case')
+        return ('Shares tell how the prediction changes when sequences are blanked, not which tissue property is seen, nor whether '
+                f'the prediction is right; a blanked sequence is an unnatural image to the model ({trained}).')
+
+    @property
+    def figure(self) -> Picture:
+        "The shares as bars."
+        return show_shapley(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        "As values that JSON can hold."
+        def plain(game: Game) -> dict[str, Any]:
+            return {'unit': game.unit, 'shapley': game.values, 'baseline': game.baseline, 'full': game.full,
+                    'lost_without': {p: game.without(p) for p in game.players},
+                    'coalitions': {'+'.join(p for p in game.players if p in c): v for c, v in game.worth.items()}}
+        return {kind: {r: plain(g) for r, g in getattr(self, kind).items()} for kind in ('support', 'volume_ml')} | {
+            'modality_dropout_p': self.dropout_p, 'does_not_show': self.limits}
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #eb3fc717
+def _region_channels(model: Model) -> dict[str, int]:
+    "The regions that a model can tell, and their channels in `to_regions`."
+    return {r: list(REGIONS).index(r) for r in get_targets(model.targets).regions}
+
+
+def _predict(model: Model, image: Tensor, shown: Coalition, device: torch.device, step: Callable[[], None]) -> Tensor:
+    "Probabilities of WT, TC, ET with some sequences only, through the windows of the whole image."
+    networks = [Only(n, [m in shown for m in MODALITIES]) for n in model.networks]
+    probabilities = predict_probabilities(networks, image, model.windows, get_targets(model.targets).activation, device,
+                                          lambda done, of: step())
+    return to_regions(probabilities, model.targets).cpu()
+
+
+def _predicted_label(model: Model, regions: Tensor, seen: ModelCase) -> np.ndarray:
+    "Label map in model space by the model's rules: what it drops is not explained."
+    return regions_to_labels(masks_by_rules(regions, seen, rules_of(model)))
+
+
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
+    "A function that counts its calls and tells them."
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+    return step
+
+
+def _windows_of(model: Model, image: Tensor) -> list[Window]:
+    "The windows that prediction looks through: those that hold brain."
+    return sliding_windows(image, model.windows)
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #2889bf97
+def as_model_case(
+    model: Model,  # whose space is meant
+    case: Case | ModelCase,  # on its native grid, or in model space already
+) -> ModelCase:
+    "A case as the network sees it, by the one preprocessing there is."
+    return case if isinstance(case, ModelCase) else to_model_space(case, model.space)
+
+
+def dropout_chance(
+    model: Model,  # of `load_model`
+) -> float:  # 0 where the model never saw a missing sequence
+    "How often sequences were dropped from a training patch."
+    return float(model.descriptions[0].get('config', {}).get('augment', {}).get('modality_dropout_p', 0.0))
+
+
+def shapley_values(
+    model: Model,  # of `load_model`; an ensemble and its flips are averaged as in prediction
+    case: Case | ModelCase,  # on its native grid, or in model space
+    region: str | None = None,  # whose map is kept too; None: numbers only
+    masks: Mapping[str, Tensor] | None = None,  # region -> bool (x, y, z) in model space; None: what the model predicts
+    device: str = 'auto',  # where the networks run
+    progress: Callable[[int, int], None] | None = None,  # called with steps done and in all
+) -> Shapley:
+    "Exact Shapley values of the four sequences for every region: 16 predictions."
+    seen, chosen, channels = as_model_case(model, case), choose_device(device), _region_channels(model)
+    if region is not None and region not in channels:
+        raise InputError(f'region: found {region!r}, expected one of {", ".join(channels)}')
+    present = frozenset(m for m, channel in zip(MODALITIES, seen.image) if channel.any())
+    table = {c: c & present for c in coalitions()}  # a sequence that the case lacks changes nothing
+    distinct = sorted(set(table.values()), key=len, reverse=True)  # the full one first: it says where the regions are
+    members = len(model.networks) * len(model.windows.tta_flips)
+    step = _counter(progress, len(distinct) * len(_windows_of(model, seen.image)) * members)
+    found: dict[Coalition, dict[str, tuple[float, float]]] = {}
+    shares = None if region is None else torch.zeros_like(seen.image)
+    for shown in distinct:
+        p = _predict(model, seen.image, shown, chosen, step)
+        masks = _region_masks(model, p, seen) if masks is None else masks
+        found[shown] = {r: _worth(p[i], masks.get(r), seen) for r, i in channels.items()}
+        if shares is not None:
+            for share, m in zip(shares, MODALITIES):
+                share.add_(p[channels[region]], alpha=sum(shapley_weight(m, c) for c, s in table.items() if s == shown))
+    support, volume = ({r: Game({c: found[s][r][n] for c, s in table.items()}, unit) for r in channels}
+                       for n, unit in enumerate(('probability', 'mL')))
+    support = {r: g for r, g in support.items() if not np.isnan(g.full)}
+    return Shapley(seen.id, support, volume, dropout_chance(model), shares, region)
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #a345c306
+def _region_masks(model: Model, regions: Tensor, seen: ModelCase) -> dict[str, Tensor]:
+    "Predicted masks in model space, nested."
+    return _label_masks(torch.from_numpy(_predicted_label(model, regions, seen)))
+
+
+def _label_masks(label: Tensor) -> dict[str, Tensor]:
+    return {r: torch.isin(label, torch.tensor([int(i) for i in ids])) for r, ids in REGIONS.items()}
+
+
+def _worth(p: Tensor, mask: Tensor | None, seen: ModelCase) -> tuple[float, float]:
+    "Support (NaN without voxels) and expected volume in mL of a region."
+    support = float(p[mask].double().mean()) if mask is not None and mask.any() else float('nan')
+    return support, float(p.double().sum() * seen.record.model.voxel_ml)
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #5f6b3bea
+def show_shapley(
+    shapley: Shapley,  # of `shapley_values`
+    background: str = 'none',  # a colour for a file that is looked at alone
+) -> Picture:
+    "Shares of the sequences in each region: support on the left, expected volume on the right."
+    games = [('share of the mean probability inside the region', shapley.support),
+             ('share of the expected volume, mL', shapley.volume_ml)]
+    figure, axes = chart([title for title, _ in games], (9.0, 3.2))
+    figure.set_facecolor(background)
+    for ax, (_, by_region) in zip(axes, games):
+        width = 0.8 / max(1, len(by_region))
+        for n, (region, game) in enumerate(by_region.items()):
+            x = np.arange(len(game.players)) + (n - (len(by_region) - 1) / 2) * width
+            label = f'{region}: {game.baseline:.3g} without any sequence, {game.full:.3g} with all'
+            ax.bar(x, list(game.values.values()), width * 0.92, color=PALETTE[region], label=label)
+        ax.axhline(0, color='#7b828c', linewidth=0.8)
+        ax.set_xticks(range(len(MODALITIES)), MODALITIES)
+        if by_region:
+            ax.legend(fontsize=6.5, frameon=False, labelcolor='#7b828c', loc='upper center', bbox_to_anchor=(0.5, -0.1))
+    return figure
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #dafaf165
+def region_logit(
+    logits: Tensor,  # (B, C, x, y, z)
+    targets: str,  # kind of target, a key of `TARGETS`
+    region: str,  # a region that it can tell
+) -> Tensor:  # log-odds (B, x, y, z)
+    "Log-odds of a region."
+    kind = get_targets(targets)
+    if region not in kind.regions:
+        raise InputError(f'region: found {region!r}, expected one of {", ".join(kind.regions)}')
+    if kind.activation == 'sigmoid':
+        return logits[:, kind.regions.index(region)]
+    inside = [int(i) for i in REGIONS[region]]
+    outside = [int(i) for i in Label if i not in inside]
+    return logits[:, inside].logsumexp(1) - logits[:, outside].logsumexp(1)
+
+
+@dataclass(frozen=True)
+class Part:
+    "A window and what each of its voxels counts in the number that is explained."
+    window: Window
+    weight: Tensor  # float32 (x, y, z) of the window
+
+
+@dataclass(frozen=True)
+class Question:
+    "What is explained: the mean logit of a region over some voxels of a case."
+    model: Model
+    seen: ModelCase
+    region: str
+    mask: Tensor  # bool (x, y, z): the voxels asked about
+    label: np.ndarray  # uint8 (x, y, z): what the model predicts, in model space
+    device: torch.device
+
+    def __repr__(self) -> str:
+        ml = float(self.mask.sum()) * self.seen.record.model.voxel_ml
+        return f'Question({self.seen.id}: {self.region}, {ml:.1f} mL in {int(self.mask.sum())} voxels, asked of {", ".join(p.name for p in self.model.paths) or "a model"} on {self.device})'
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        "The windows that hold voxels asked about."
+        shape, windows = self.seen.image.shape[1:], _windows_of(self.model, self.seen.image)
+        gaussian = gaussian_weight([s.stop - s.start for s in windows[0]], self.model.windows.sigma_scale)
+        total = torch.zeros(shape)
+        for w in windows:
+            total[w] += gaussian
+        asked = self.mask / (total.clamp(min=1e-9) * self.mask.sum())
+        return [Part(w, gaussian * asked[w]) for w in windows if self.mask[w].any()]
+
+    @property
+    def looked(self) -> Tensor:  # bool (x, y, z)
+        "The voxels of brain that any of these windows holds; all others cannot matter."
+        looked = torch.zeros_like(self.mask)
+        for part in self.parts:
+            looked[part.window] = True
+        return looked & (self.seen.image != 0).any(0)
+
+    @property
+    def members(self) -> list[tuple[nn.Module, list[int]]]:
+        "Networks with the axes of (B, C, x, y, z) that they see turned round; the answer is their mean."
+        return [(n, [2 + 'xyz'.index(a) for a in flip if flip != 'none'])
+                for n, flip in product(self.model.networks, self.model.windows.tta_flips)]
+
+    def cut(self, image: Tensor, window: Window) -> Tensor:  # (1, channels, x, y, z) on the device
+        "An image through a window, as the networks take it."
+        return image[(slice(None), *window)][None].to(self.device, memory_format=torch.channels_last_3d)
+
+    def answer(self, x: Tensor, part: Part) -> Tensor:  # a scalar
+        "A window's part of the number, for what is seen in it: (1, channels, x, y, z)."
+        return sum(self.answer_of(n, axes, x, part) for n, axes in self.members) / len(self.members)
+
+    def answer_of(self, network: nn.Module, axes: list[int], x: Tensor, part: Part) -> Tensor:
+        "The same, of one member."
+        logits = network(x.flip(axes)).flip(axes).float()
+        return (region_logit(logits, self.model.targets, self.region)[0] * part.weight.to(x.device)).sum()
+
+    @torch.no_grad()
+    def score(self, image: Tensor | None = None) -> float:
+        "The number itself, for an image (channels, x, y, z); None: for the case."
+        image = self.seen.image if image is None else image
+        return sum(float(self.answer(self.cut(image, part.window), part)) for part in self.parts)
+
+
+def ask(
+    model: Model,  # of `load_model`
+    case: Case | ModelCase,  # on its native grid, or in model space
+    region: str,  # that is explained
+    mask: Tensor | None = None,  # bool (x, y, z), model space: the voxels asked about; None: those the model gives to the region
+    device: str = 'auto',  # where the networks run
+) -> Question:
+    "Pose the question that maps answer."
+    seen, chosen = as_model_case(model, case), choose_device(device)
+    if region not in _region_channels(model):
+        raise InputError(f'region: found {region!r}, expected one of {", ".join(_region_channels(model))}')
+    regions = _predict(model, seen.image, frozenset(MODALITIES), chosen, lambda: None)
+    mask = _region_masks(model, regions, seen)[region] if mask is None else mask.bool()
+    if mask.shape != seen.image.shape[1:]:
+        raise InputError(f'mask has shape {tuple(mask.shape)}, expected {tuple(seen.image.shape[1:])} in model space')
+    if not mask.any():
+        raise InputError(f'case {seen.id}: the model finds no {REGION_NAMES[region]} ({region}), so there is nothing to explain; '
+                         'expected a region with at least one voxel')
+    for network in model.networks:
+        network.to(chosen).eval()
+    return Question(model, seen, region, mask, _predicted_label(model, regions, seen), chosen)
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #87836b70
+@dataclass(frozen=True)
+class Sanity:
+    "How much a map resembles that of the same network with random weights."
+    similarity: float  # rank correlation of the two maps, -1..1
+    similarity_abs: float  # rank correlation of their sizes, signs dropped
+    agreement: float | None = None  # Lin's concordance of the values, -1..1; None where values have no unit to agree in
+    limit: float = 0.5  # of all three
+
+    @property
+    def passed(self) -> bool:
+        "Whether the map depends on what was learnt; an empty map tells nothing and does not pass."
+        value = self.similarity if self.agreement is None or np.isnan(self.similarity) else self.agreement
+        return abs(value) <= self.limit
+
+    @property
+    def same_places(self) -> bool:
+        "Whether values are large in much the same places with random weights, whatever their sign and amount."
+        return max(abs(self.similarity), abs(self.similarity_abs)) > self.limit
+
+
+@dataclass
+class Attribution:
+    "A map of what a prediction rests on."
+    method: str  # key of `METHODS`
+    question: Question
+    values: Tensor  # float32 (channels, x, y, z), model space
+    channels: tuple[str, ...]  # the sequences, or ('all',)
+    looked: Tensor  # bool (x, y, z): where the map says anything
+    unit: str
+    facts: dict[str, float | str] = field(default_factory=dict)  # of the method, such as the gap in completeness
+    sanity: Sanity | None = None
+    shapley: Shapley | None = None  # the numbers behind a map of Shapley values
+
+    def __repr__(self) -> str:
+        shape, q = 'x'.join(map(str, self.values.shape[1:])), self.question
+        return (f'Attribution({q.seen.id}: {q.region} by {self.method}, {"/".join(self.channels)} on {shape} voxels, '
+                f'{amount(float(self.values.min()), self.unit)} to {amount(float(self.values.max()), self.unit)}'
+                f'{"" if self.sanity is None else "; sanity check " + ("passed" if self.sanity.passed else "NOT passed")})')
+
+    @property
+    def limits(self) -> str:
+        "What the map does not show."
+        return METHODS[self.method].limits
+
+    def native(self) -> np.ndarray:  # float32 (X, Y, Z), or (X, Y, Z, channels)
+        "The map on the patient's own grid, zero outside the brain box."
+        carried = np.moveaxis(to_native(self.values, self.question.seen.record).numpy(), 0, -1)
+        return carried[..., 0] if len(self.channels) == 1 else carried
+
+    def totals(self) -> dict[str, dict[str, float]]:  # channel -> tissue -> sum of the map
+        "The map added up over the region asked about, each predicted label, and the rest of the brain."
+        label = torch.from_numpy(self.question.label)
+        zones = {self.question.region: self.question.mask, **{LABEL_NAMES[i]: label == int(i) for i in Label if i},
+                 'rest of the brain': (label == 0) & self.looked}
+        return {c: {z: float(v[m].double().sum()) for z, m in zones.items()} for c, v in zip(self.channels, self.values)}
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #05097b82
+def grad_cam(
+    question: Question,  # of `ask`
+    layer: str | None = None,  # name of a module of the network, such as 'encoder.2' or 'decoder.0'; None: the deepest of the encoder
+    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
+) -> Attribution:
+    "3D Seg-Grad-CAM of a layer, streamed over windows."
+    q, members = question, question.members
+    step = _counter(progress, 2 * len(members) * len(q.parts))
+    values = torch.zeros_like(q.seen.image[:1])
+    gaussian = gaussian_weight(q.parts[0].weight.shape, q.model.windows.sigma_scale)
+    total = torch.zeros_like(values)
+    for network, axes in members:
+        module, name = _layer(network, layer)
+        weights = 0.0
+        for part in q.parts:
+            features, value = _features(q, module, network, axes, part)
+            weights = weights + torch.autograd.grad(value, features)[0].mean((2, 3, 4), keepdim=True)
+            step()
+        for part in q.parts:
+            with torch.no_grad():
+                features, _ = _features(q, module, network, axes, part)
+            cam = F.relu((weights * features).sum(1, keepdim=True)).detach()
+            values[(slice(None), *part.window)] += _enlarge(cam, network, part.weight.shape).flip(axes)[0].cpu() * gaussian
+            total[(slice(None), *part.window)] += gaussian
+            step()
+    return Attribution('grad_cam', q, values / total.clamp(min=1e-9) * q.looked, ('all',), q.looked, 'arbitrary units', {'layer': name})
+
+
+def _features(q: Question, module: nn.Module, network: nn.Module, axes: list[int], part: Part) -> tuple[Tensor, Tensor]:
+    "What a layer puts out for a window, and the window's part of the number."
+    kept = []
+    handle = module.register_forward_hook(lambda m, args, out: kept.append(out))
+    try:
+        x = q.cut(q.seen.image, part.window).requires_grad_(torch.is_grad_enabled())
+        value = q.answer_of(network, axes, x, part)
+    finally:
+        handle.remove()
+    return kept[0], value
+
+
+def _enlarge(cam: Tensor, network: nn.Module, size: Sequence[int]) -> Tensor:
+    "A map of a layer at the size of its window: the network pads windows at their far end."
+    padded = getattr(network, 'padded_size', tuple)(size)
+    return F.interpolate(cam, padded, mode='trilinear')[..., :size[0], :size[1], :size[2]]
+
+
+def _layer(network: nn.Module, name: str | None) -> tuple[nn.Module, str]:
+    "A module of a network by name."
+    modules = dict(network.named_modules())
+    name = name or f'encoder.{len(getattr(network, "encoder", ())) - 1}'
+    if name not in modules:
+        known = [n for n in modules if n.count('.') == 1]
+        raise InputError(f'layer: found {name!r}, expected a module of the network such as {", ".join(known)}')
+    return modules[name], name
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #c639be86
+def blurred(
+    image: Tensor,  # (channels, x, y, z), zero outside the brain
+    spacing_mm: Sequence[float],  # edge lengths of a voxel
+    blur_mm: float = 24.0,  # standard deviation
+) -> Tensor:
+    "An image blurred within its brain."
+    brain, sigma = (image != 0).any(0).numpy().astype(np.float32), [blur_mm / s for s in spacing_mm]
+    inside = np.maximum(ndimage.gaussian_filter(brain, sigma, mode='constant'), 1e-6)
+    return torch.stack([torch.from_numpy(ndimage.gaussian_filter(c.numpy(), sigma, mode='constant') / inside * brain) for c in image])
+
+
+def integrated_gradients(
+    question: Question,  # of `ask`
+    steps: int = 12,  # gradients on the way (Gauss-Legendre)
+    baseline: Tensor | None = None,  # (4, x, y, z) in model space; None: the case blurred
+    progress: Callable[[int, int], None] | None = None,  # called with gradients done and in all
+) -> Attribution:
+    "Integrated gradients of every voxel of every sequence, streamed over windows."
+    q, image = question, question.seen.image
+    baseline = blurred(image, q.seen.record.model.spacing_mm) if baseline is None else baseline
+    step, values = _counter(progress, steps * len(q.parts)), torch.zeros_like(image)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)  # on -1..1
+    for part in q.parts:
+        start, way = q.cut(baseline, part.window), q.cut(image - baseline, part.window)
+        mean = torch.zeros_like(way)
+        for alpha, weight in zip((nodes + 1) / 2, weights / 2):
+            x = (start + float(alpha) * way).requires_grad_()
+            mean += float(weight) * torch.autograd.grad(q.answer(x, part), x)[0]
+            step()
+        values[(slice(None), *part.window)] += (mean * way)[0].cpu()
+    facts = _completeness(q, values, baseline, steps)
+    return Attribution('integrated_gradients', q, values, MODALITIES, q.looked, 'logit', facts)
+
+
+def _completeness(q: Question, values: Tensor, baseline: Tensor, steps: int) -> dict[str, float]:
+    "The sum of a map beside the difference that it has to be; a gap over 5 % gets a warning."
+    case, start, total = q.score(), q.score(baseline), float(values.double().sum())
+    gap = abs(total - (case - start)) / max(abs(case - start), 1e-6)
+    if gap > 0.05:
+        warnings.warn(f'integrated gradients of {q.seen.id}, {q.region}: the sum {total:.3g} misses the difference {case - start:.3g} '
+                      f'by {gap:.0%}; take more steps (now {steps}) or another baseline', stacklevel=3)
+    return {'score': case, 'score_of_baseline': start, 'sum': total, 'gap': gap}
+
+# %% ../../nbs/65_evaluation.attribution.ipynb #d82f6827
+def occlusion(
+    question: Question,  # of `ask`
+    cube_mm: float = 24.0,  # edge of the cube
+    stride_mm: float | None = None,  # between cubes; None: one beside the other
+    reach_mm: float = 12.0,  # how far from the region cubes are tried
+    each: bool = False,  # cover one sequence at a time; four times the work
+    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
+) -> Attribution:
+    "Fall of the score when a cube is covered; a voxel gets the mean over the cubes that cover it."
+    q, shape = question, question.seen.image.shape[1:]
+    cubes = _cubes(q, cube_mm, cube_mm if stride_mm is None else stride_mm, reach_mm)
+    groups = {m: [n] for n, m in enumerate(MODALITIES)} if each else {'all': list(range(len(MODALITIES)))}
+    touched = [[n for n, part in enumerate(q.parts) if _meet(cube, part.window)] for cube in cubes]
+    step = _counter(progress, len(groups) * sum(map(len, touched)))
+    values, counts = torch.zeros(len(groups), *shape), torch.zeros(shape)
+    with torch.no_grad():
+        before = [float(q.answer(q.cut(q.seen.image, part.window), part)) for part in q.parts]
+        for cube, numbers in zip(cubes, touched):
+            counts[cube] += 1
+            for value, channels in zip(values, groups.values()):
+                covered = q.seen.image.clone()
+                covered[(channels, *cube)] = 0
+                for n in numbers:
+                    value[cube] += before[n] - float(q.answer(q.cut(covered, q.parts[n].window), q.parts[n]))
+                    step()
+    facts = {'cube_mm': cube_mm, 'cubes': len(cubes), 'score': sum(before)}
+    looked = q.looked & (counts > 0)
+    return Attribution('occlusion', q, values / counts.clamp(min=1) * looked, tuple(groups), looked, 'logit', facts)
+
+
+def _cubes(q: Question, cube_mm: float, stride_mm: float, reach_mm: float) -> list[Window]:
+    "Cubes that hold brain within reach of the voxels asked about."
+    spacing = q.seen.record.model.spacing_mm
+    size, stride = ([max(1, round(mm / s)) for s in spacing] for mm in (cube_mm, stride_mm))
+    near = q.looked & torch.from_numpy(ndimage.distance_transform_edt(~q.mask.numpy(), spacing) <= reach_mm)
+    corners = product(*(range(0, max(1, n - s + t), t) for n, s, t in zip(q.mask.shape, size, stride)))
+    cubes = [tuple(slice(a, min(a + s, n)) for a, s, n in zip(corner, size, q.mask.shape)) for corner in corners]
+    return [c for c in cubes if near[c].any()]
+
+
+def _meet(a: Window, b: Window) -> bool:
+    "Whether two boxes have a voxel in common."
+    return all(x.start < y.stop and y.start < x.stop for x, y in zip(a, b))
 
 # %% ../../nbs/65_evaluation.attribution.ipynb #d1b5f962
 def blocks(
@@ -75,23 +599,10 @@ def blocks(
     "The blocks of a network from the output down."
     names = []
     for name, child in network.named_children():
-        parts = [f'{name}.{n}' for n, _ in child.named_children()]
-        names += parts if isinstance(child, nn.ModuleList) else [name]
+        names += [f'{name}.{n}' for n, _ in child.named_children()] if isinstance(child, nn.ModuleList) else [name]
     return names[::-1]
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #0b22f68b
-def _draw_anew(network: nn.Module, n_blocks: int | None) -> None:
-    "New weights for the blocks of a network next to its output."
-    chosen = [network.get_submodule(name) for name in blocks(network)[:n_blocks]]
-    parts = [m for block in chosen for m in block.modules() if hasattr(m, 'reset_parameters')]
-    if not any(p.numel() for part in parts for p in part.parameters()):
-        raise InputError(f'{type(network).__name__} has no weights that can be drawn anew')
-    place = next(network.parameters()).device
-    for part in parts:
-        part.cpu().reset_parameters()  # the same weights on every device
-    network.to(place)
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #4959eafe
 def randomised(
     model: Model,  # of `load_model`; it is left as it is
     n_blocks: int | None = None,  # how many of `blocks`, from the output down; None: all
@@ -102,10 +613,40 @@ def randomised(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for network in networks:
-            _draw_anew(network, n_blocks)
+            chosen = [network.get_submodule(name) for name in blocks(network)[:n_blocks]]
+            parts = [m for block in chosen for m in block.modules() if hasattr(m, 'reset_parameters')]
+            if not any(p.numel() for part in parts for p in part.parameters()):
+                raise InputError(f'{type(network).__name__} has no weights that can be drawn anew')
+            place = next(network.parameters()).device
+            for part in parts:
+                part.cpu().reset_parameters()  # the same weights on every device
+            network.to(place)
     return replace(model, networks=networks)
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #87b747d1
+
+def similarity(
+    a: Tensor,  # a map
+    b: Tensor,  # another of the same shape
+    where: Tensor,  # bool: voxels to compare, shape of the last three axes
+    most: int = 100_000,  # voxels that are ranked, evenly taken from all
+) -> tuple[float, float]:  # rank correlation with and without signs; NaN where the first is constant, 0 where the second is
+    "Spearman's rank correlation of two maps."
+    a, b = (m.float()[..., where].flatten().numpy() for m in (a, b))
+    a, b = (m[::max(1, len(m) // most)] for m in (a, b))
+    return _spearman(a, b), _spearman(np.abs(a), np.abs(b))
+
+
+def concordance(
+    a: Tensor,  # a map
+    b: Tensor,  # another of the same shape and unit
+    where: Tensor,  # bool: voxels to compare, shape of the last three axes
+) -> float:  # 1 where both are the same, 0 where they have nothing to do with each other; NaN where both are constant
+    "Lin's concordance correlation of two maps: whether they say the same amounts."
+    a, b = (m.double()[..., where].flatten() for m in (a, b))
+    apart = a.var(unbiased=False) + b.var(unbiased=False) + (a.mean() - b.mean()) ** 2
+    return float(2 * ((a - a.mean()) * (b - b.mean())).mean() / apart) if apart > 0 else float('nan')
+
+
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0:
         return float('nan')
@@ -113,66 +654,35 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #784f44e8
-def similarity(
-    a: Tensor,  # a map
-    b: Tensor,  # another of the same shape
-    where: Tensor,  # bool: voxels to compare, shape of the last three axes
-    most: int = 100_000,  # voxels that are ranked, evenly taken from all
-) -> tuple[float, float]:  # with and without signs; NaN where the first is constant, 0: the second
-    "Spearman's rank correlation of two maps."
-    a, b = (m.float()[..., where].flatten().numpy() for m in (a, b))
-    a, b = (m[::max(1, len(m) // most)] for m in (a, b))
-    return _spearman(a, b), _spearman(np.abs(a), np.abs(b))
-
-# %% ../../nbs/65_evaluation.attribution.ipynb #7a218026
-def concordance(
-    a: Tensor,  # a map
-    b: Tensor,  # another of the same shape and unit
-    where: Tensor,  # bool: voxels to compare, shape of the last three axes
-) -> float:  # 1 where both are the same, 0 where unrelated; NaN where both are constant
-    "Lin's concordance correlation of two maps: whether they say the same amounts."
-    a, b = (m.double()[..., where].flatten() for m in (a, b))
-    apart = a.var(unbiased=False) + b.var(unbiased=False) + (a.mean() - b.mean()) ** 2
-    shared = ((a - a.mean()) * (b - b.mean())).mean()
-    return float(2 * shared / apart) if apart > 0 else float('nan')
-
 # %% ../../nbs/65_evaluation.attribution.ipynb #03e209fb
-def _doubtful(attribution: Attribution, found: Sanity, all_blocks: bool) -> str | None:
-    "Why a map should not be believed; None where nothing speaks against it."
-    name = f'{attribution.method} of {attribution.question.seen.id}, {attribution.question.region}'
-    if np.isnan(found.similarity):
-        return f'{name}: the map is empty'
-    if not all_blocks or found.passed:
-        return None
-    by_rank = found.agreement is None
-    measure, value = ('rank correlation', found.similarity) if by_rank else (
-        'concordance', found.agreement)
-    return (f'{name}: the map of random weights is much the same'
-            f'{", with signs reversed" if value < 0 else ""} '
-            f'({measure} {value:.2f}, limit {found.limit}); '
-            'do not read it as what the network learnt')
+Explain = Callable[..., Attribution]
+UNITS = 'logit', 'probability'  # of maps whose values are amounts, which can be compared
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #1876aba2
+
 def sanity_check(
     attribution: Attribution,  # of a method below
     explain: Explain,  # the method, with the options that were used: question -> Attribution
-    n_blocks: int | None = None,  # blocks, from the output down, that get new weights; None: all
+    n_blocks: int | None = None,  # how many blocks, from the output down, get new weights; None: all
     seed: int = 0,  # of these weights
 ) -> Sanity:
-    "Compare a map with that of random weights; one that hardly changes gets a warning."
+    "Compare a map with that of the network with random weights; one that hardly changes gets a warning."
     question = attribution.question
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of the random network
         other = explain(replace(question, model=randomised(question.model, n_blocks, seed)))
     maps = attribution.values, other.values, attribution.looked
-    agreement = concordance(*maps) if attribution.unit in UNITS else None
-    result = Sanity(*similarity(*maps), agreement)
-    if why := _doubtful(attribution, result, n_blocks is None):
-        warnings.warn(why, stacklevel=2)
+    result = Sanity(*similarity(*maps), concordance(*maps) if attribution.unit in UNITS else None)
+    if np.isnan(result.similarity):
+        warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map is empty', stacklevel=2)
+    elif n_blocks is None and not result.passed:
+        measure = 'rank correlation' if result.agreement is None else 'concordance'
+        found = result.similarity if result.agreement is None else result.agreement
+        warnings.warn(f'{attribution.method} of {question.seen.id}, {question.region}: the map of random weights is much the same'
+                      f'{", with signs reversed" if found < 0 else ""} ({measure} {found:.2f}, limit {result.limit}); '
+                      'do not read it as what the network learnt', stacklevel=2)
     return result
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #de96333c
+
 def sanity_cascade(
     attribution: Attribution,  # of a method below
     explain: Explain,  # the method, as for `sanity_check`
@@ -180,15 +690,57 @@ def sanity_cascade(
 ) -> dict[str, Sanity]:  # block that was drawn anew last -> comparison
     "Draw the weights anew from the output down, one block more at a time."
     names = blocks(attribution.question.model.networks[0])
-    counts = [*range(1, len(names)), None]
-    return {name: sanity_check(attribution, explain, n, seed) for name, n in zip(names, counts)}
+    return {name: sanity_check(attribution, explain, n + 1 if n + 1 < len(names) else None, seed) for n, name in enumerate(names)}
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #42f11fb3
+# %% ../../nbs/65_evaluation.attribution.ipynb #3e1a4b67
+def shapley_map(
+    question: Question,  # of `ask`
+    progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
+) -> Attribution:
+    "Share of each sequence in the probability of each voxel; its mean over the region is the share of the support."
+    q = question
+    label = torch.from_numpy(q.label)
+    masks = {**_label_masks(label), q.region: q.mask}
+    result = shapley_values(q.model, q.seen, q.region, masks, str(q.device), progress)
+    brain = (q.seen.image != 0).any(0)
+    return Attribution('shapley', q, result.map, MODALITIES, brain, 'probability', result.values[q.region], shapley=result)
+
+
+@dataclass(frozen=True)
+class Method:
+    "A way to explain."
+    run: Explain
+    title: str
+    shows: str  # what a value means
+    limits: str  # what the map does not show
+
+
+#: The methods by name.
+METHODS: dict[str, Method] = {
+    'shapley': Method(shapley_map, 'Shapley values of the sequences',
+                      'Share of each sequence in the probability of each voxel, over all 16 subsets.',
+                      'It does not show which tissue property is seen, nor whether the prediction is right; a blanked sequence is an '
+                      'unnatural image, and a model trained without such images may answer with nonsense.'),
+    'grad_cam': Method(grad_cam, 'Seg-Grad-CAM',
+                       'Where feature maps are active that raise the mean logit of the region.',
+                       'It does not show which voxels the prediction needs: it is as coarse as the layer it comes from, it ignores '
+                       'the other layers and the skip connections, and bright does not mean that removing the place would matter.'),
+    'integrated_gradients': Method(integrated_gradients, 'Integrated gradients',
+                                   'What each voxel of each sequence adds to the mean logit on the way from the blurred brain.',
+                                   'It does not show the effect of changing a voxel or a tissue: it credits detail only, as what '
+                                   'survives the blur is in the baseline, and its size follows the image, not just the network.'),
+    'occlusion': Method(occlusion, 'Occlusion',
+                        'By how much the mean logit of the region falls when a cube is covered with the brain\'s mean.',
+                        'It does not show evidence that is present twice (covering either place changes nothing), and part of a fall may '
+                        'come from the edges of the cube, which no brain has.'),
+}
+
+
 def explain_case(
     question: Question,  # of `ask`
     method: str = 'integrated_gradients',  # key of `METHODS`
     check: bool = True,  # compare with random weights, which doubles the work
-    progress: Callable[[int, int], None] | None = None,  # steps of the map itself, done and in all
+    progress: Callable[[int, int], None] | None = None,  # called with steps done and in all, of the map itself
     **options: Any,  # of the method
 ) -> Attribution:
     "One map, with its sanity check."
@@ -200,7 +752,7 @@ def explain_case(
         attribution.sanity = sanity_check(attribution, lambda q: run(q, **options))
     return attribution
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #3da382d8
+
 def verdict(
     attribution: Attribution,  # of any method
 ) -> str:
@@ -210,59 +762,38 @@ def verdict(
         return 'Sanity check: not made.'
     if np.isnan(check.similarity):
         return 'Sanity check: the map is empty; it tells nothing.'
-    numbers = f'rank correlation {check.similarity:.2f}'
-    if check.agreement is not None:
-        numbers += f', concordance of amounts {check.agreement:.2f}'
-    told = ('the map depends on what was learnt' if check.passed else
-            'the map does NOT depend on what was learnt: do not believe it')
-    if check.passed and check.same_places:
-        told += ('; the places where it is large are much the same for any weights, '
-                 'its amounts and signs are not')
-    return f'Sanity check against random weights ({numbers}): {told}.'
+    numbers = f'rank correlation {check.similarity:.2f}' + ('' if check.agreement is None else f', concordance of amounts {check.agreement:.2f}')
+    told = 'the map depends on what was learnt' if check.passed else 'the map does NOT depend on what was learnt: do not believe it'
+    places = '; the places where it is large are much the same for any weights, its amounts and signs are not' if check.passed and check.same_places else ''
+    return f'Sanity check against random weights ({numbers}): {told}{places}.'
 
 # %% ../../nbs/65_evaluation.attribution.ipynb #29791fd0
-_MAP = LinearSegmentedColormap.from_list(
-    'raise_lower', ['#d9a3ff', '#a259ff', '#3a2a55', '#5a3a10', '#ff9f1c', '#ffe3a8'])
+_MAP = LinearSegmentedColormap.from_list('raise_lower', ['#d9a3ff', '#a259ff', '#3a2a55', '#5a3a10', '#ff9f1c', '#ffe3a8'])
 
 
-def _lay(ax: Axes, view: View, volume: np.ndarray, plane: str, index: Sequence[int],
-         top: float) -> None:
-    "A map on a panel: its strength is its opacity."
-    width, height = view.extent_mm(plane)
-    level = np.clip(cut(volume, plane, index[PLANES[plane].normal]) / top, -1, 1)
-    colours = _MAP((level + 1) / 2)
-    colours[..., 3] = np.clip(np.abs(level) * 1.5 - 0.08, 0, 0.85)
-    ax.imshow(colours, origin='lower', extent=(0, width, 0, height), interpolation='bilinear',
-              aspect='auto', zorder=1.5)
+_SMALL = {-3: 'thousandths', -6: 'millionths', -9: 'billionths'}  # a raised exponent cannot be read at the size of a legend
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #24cd9657
-def _below(case: Case, attribution: Attribution, modality: str,
-           width_in: float) -> tuple[Picture, list[str], tuple[int, int, int]]:
-    "The image below a map with the region outlined, the plane of each panel, and the voxel."
-    q = attribution.question
-    label = to_native(torch.from_numpy(q.label)[None], q.seen.record, 'nearest')[0].numpy()
-    mask = to_native(q.mask[None].to(torch.uint8), q.seen.record, 'nearest')[0].numpy() > 0
-    at = largest_slices(mask & case.brain if (mask & case.brain).any() else mask)
-    options = {'at': at, 'regions': (q.region,), 'width_in': width_in}
-    if len(attribution.channels) > 1:
-        figure = show_modalities(case, label, 'axial', **options)
-        return figure, ['axial'] * len(figure.axes), at
-    return show_planes(case, label, modality=modality, **options), list(PLANES), at
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #d9694dca
-def _attribution_legend(figure: Picture, attribution: Attribution, top: float) -> None:
-    "What the strongest colours stand for."
-    region, unit = attribution.question.region, attribution.unit
-    known = unit in UNITS
-    raises = f'up to {amount(top, unit)}' if known else 'in arbitrary units'
-    handles = [Patch(facecolor=_MAP(0.95), label=f'raises {region}, {raises}')]
-    if (attribution.values < 0).any():
-        handles.append(Patch(facecolor=_MAP(0.05), label=f'lowers {region}'))
-    figure.legend(handles=handles, loc='lower left', ncols=2, frameon=False, fontsize=7,
-                  bbox_to_anchor=(0.2, 0.17 / figure.get_figheight()), labelcolor='#e8eaed',
-                  handlelength=1.4)
+def amount(
+    value: float,  # of a map
+    unit: str,  # of it, such as those of `UNITS`
+) -> str:
+    "A value for a reader: two digits, without e-notation; small shares of a probability in per mille."
+    size = abs(value)
+    if not size:
+        return f'0 {unit}'
+    if unit == 'probability' and 1e-4 <= size < 0.01:
+        return f'{_two_digits(value * 1000)} ‰ of {unit}'
+    if size >= 0.01:
+        return f'{_two_digits(value)} {unit}'
+    power = max(3 * floor(log10(size) / 3), min(_SMALL))
+    return f'{_two_digits(value / 10 ** power)} {_SMALL[power]} of a {unit}'
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #0cf74bed
+
+def _two_digits(value: float) -> str:
+    return f'{value:.{max(0, 1 - floor(log10(abs(value))))}f}'
+
+
 def show_attribution(
     case: Case,  # on its native grid
     attribution: Attribution,  # of that case
@@ -271,17 +802,36 @@ def show_attribution(
     width_in: float = 9.0,  # of the figure
 ) -> Picture:
     "A map over the image, the region outlined: three planes, or one axial slice a sequence."
-    figure, planes, at = _below(case, attribution, modality, width_in)
+    q = attribution.question
+    label = to_native(torch.from_numpy(q.label)[None], q.seen.record, 'nearest')[0].numpy()
+    mask = to_native(q.mask[None].to(torch.uint8), q.seen.record, 'nearest')[0].numpy() > 0
+    at, several = largest_slices(mask & case.brain if (mask & case.brain).any() else mask), len(attribution.channels) > 1
+    figure = (show_modalities(case, label, 'axial', at, regions=(q.region,), width_in=width_in) if several else
+              show_planes(case, label, modality=modality, at=at, regions=(q.region,), width_in=width_in))
     view, native = make_view(case), attribution.native()
-    maps = np.moveaxis(native, -1, 0) if len(attribution.channels) > 1 else native[None]
-    sigma = [smooth_mm / s for s in case.geometry.spacing_mm]
-    maps = [ndimage.gaussian_filter(m, sigma) for m in maps]
+    maps = np.moveaxis(native, -1, 0) if several else native[None]
+    maps = [ndimage.gaussian_filter(m, [smooth_mm / s for s in case.geometry.spacing_mm]) for m in maps]
     top = max(float(np.percentile(np.abs(np.stack(maps))[:, case.brain], 99.9)), 1e-12)
     index = view.index((case.geometry.affine @ [*at, 1.0])[:3])
-    for n, (ax, plane) in enumerate(zip(figure.axes, planes)):
-        _lay(ax, view, view.turn(maps[n if len(maps) > 1 else 0]), plane, index, top)
-    _attribution_legend(figure, attribution, top)
+    for n, ax in enumerate(figure.axes):
+        _lay(ax, view, view.turn(maps[n if several else 0]), 'axial' if several else list(PLANES)[n], index, top)
+    signed = bool((attribution.values < 0).any())
+    words = [(_MAP(0.95), f'raises {q.region}, up to {amount(top, attribution.unit)}' if attribution.unit in UNITS else
+              f'raises {q.region}, in arbitrary units')]
+    words += [(_MAP(0.05), f'lowers {q.region}')] if signed else []
+    handles = [Patch(facecolor=colour, label=text) for colour, text in words]
+    figure.legend(handles=handles, loc='lower left', bbox_to_anchor=(0.2, 0.17 / figure.get_figheight()), ncols=2, frameon=False,
+                  fontsize=7, labelcolor='#e8eaed', handlelength=1.4)
     return figure
+
+
+def _lay(ax: Axes, view: View, volume: np.ndarray, plane: str, index: Sequence[int], top: float) -> None:
+    "A map on a panel: its strength is its opacity."
+    width, height = view.extent_mm(plane)
+    level = np.clip(cut(volume, plane, index[PLANES[plane].normal]) / top, -1, 1)
+    colours = _MAP((level + 1) / 2)
+    colours[..., 3] = np.clip(np.abs(level) * 1.5 - 0.08, 0, 0.85)
+    ax.imshow(colours, origin='lower', extent=(0, width, 0, height), interpolation='bilinear', aspect='auto', zorder=1.5)
 
 # %% ../../nbs/65_evaluation.attribution.ipynb #5a2c218d
 def write_map(
@@ -290,116 +840,92 @@ def write_map(
     case: Case,  # on its native grid
 ) -> Path:
     "Write a map as float32 on the grid of its case, a channel a sequence along the fourth axis."
-    values, known = attribution.native(), case.header is not None
-    header = label_header(case.header, 'msd') if known else nib.Nifti1Header()
+    values = attribution.native()
+    header = label_header(case.header, 'msd') if case.header is not None else nib.Nifti1Header()
     header.extensions.clear()
     header.set_data_shape(values.shape)
     header.set_data_dtype(np.float32)
     header.set_intent('estimate', name=attribution.method[:15])
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    affine = None if known else case.geometry.affine
-    return save_atomically(kind(values.astype(np.float32), affine, header), Path(path))
+    image = kind(values.astype(np.float32), None if case.header is not None else case.geometry.affine, header)
+    return save_atomically(image, Path(path))
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #46de4c49
-def _describe_check(check: Sanity) -> dict[str, Any]:
-    "Numbers and result of a check; what is NaN becomes None."
-    numbers = {k: None if v is None or np.isnan(v) else v for k, v in asdict(check).items()}
-    return {**numbers, 'passed': check.passed, 'same_places': check.same_places,
-            'compared_with': 'all weights drawn anew'}
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #28307558
 def describe_attribution(
     attribution: Attribution,  # of any method
 ) -> dict[str, Any]:
     "Numbers, check and limits of a map, as values that JSON can hold."
     method, a = METHODS[attribution.method], attribution
-    return {'title': method.title, 'shows': method.shows, 'does_not_show': method.limits,
-            'unit': a.unit, 'channels': list(a.channels),
-            'voxels_asked_about': int(a.question.mask.sum()), 'totals': a.totals(),
-            'facts': a.facts,
-            'sanity_check': None if a.sanity is None else _describe_check(a.sanity),
-            'verdict': verdict(a), **({'sequences': a.shapley.to_dict()} if a.shapley else {})}
+    check = None if a.sanity is None else {**{k: None if v is None or np.isnan(v) else v for k, v in asdict(a.sanity).items()}, 'passed': a.sanity.passed, 'same_places': a.sanity.same_places,
+                                          'compared_with': 'all weights drawn anew'}
+    return {'title': method.title, 'shows': method.shows, 'does_not_show': method.limits, 'unit': a.unit, 'channels': list(a.channels),
+            'voxels_asked_about': int(a.question.mask.sum()), 'totals': a.totals(), 'facts': a.facts, 'sanity_check': check, 'verdict': verdict(a),
+            **({'sequences': a.shapley.to_dict()} if a.shapley else {})}
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #590034dd
-def _with_words(png: bytes, paragraphs: Sequence[str]) -> bytes:
-    "A picture with lines of text below."
-    picture = Image.open(io.BytesIO(png)).convert('RGB')
-    font = ImageFont.load_default(11)
-    width = int(picture.width / font.getlength('n' * 100) * 105)
-    lines = [line for text in paragraphs for line in wrap(text, width)]
-    size = picture.width, picture.height + 16 * len(lines) + 12
-    page = Image.new('RGB', size, '#0c0e12')
-    page.paste(picture)
-    ImageDraw.Draw(page).multiline_text((10, picture.height + 4), '\n'.join(lines), fill='#b9c0c8',
-                                        font=font, spacing=3)
-    buffer = io.BytesIO()
-    page.save(buffer, 'PNG')
-    return buffer.getvalue()
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #f4ee496d
-def _about(case: Case, question: Question, maps: dict[str, Attribution]) -> dict[str, Any]:
-    "What was explained, by which model, and what was found."
-    return {'case': case.id, 'region': question.region,
-            'explained': 'mean log-odds of the region over the voxels the model gives to it',
-            'checkpoints': [p.name for p in question.model.paths], 'neuroseg3d': __version__,
-            'notice': 'Research software, not a medical device: not for diagnosis or treatment.',
-            'methods': {name: describe_attribution(a) for name, a in maps.items()}}
+def explain_file(
+    model: Model,  # of `load_model`
+    source: Study | str | Path | Sequence[str | Path] | Mapping[str, str | Path],  # anything `read_case` takes
+    output_dir: str | Path,  # gets <case>_<region>_<method>.nii.gz and .png, and <case>_<region>.json
+    region: str = 'WT',  # that is explained
+    methods: Sequence[str] = tuple(METHODS),  # keys of `METHODS`
+    device: str = 'auto',  # where the networks run
+    allow_missing: bool = False,  # accept any non-empty subset of the sequences
+    progress: Callable[[str, int, int], None] | None = None,  # called with method, steps done and in all
+) -> Path:  # the JSON
+    "Explain the prediction for a study."
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise InputError(f'method: found {", ".join(unknown) or "none"}, expected some of {", ".join(METHODS)}')
+    study = source if isinstance(source, Study) else find_study(source, allow_missing=allow_missing)
+    check_explanations(output_dir, study, region, methods)
+    case = read_case(study, with_label=False, allow_missing=allow_missing)
+    question = ask(model, case, region, device=device)
+    maps = {}
+    for name in methods:
+        tell = (lambda done, of, name=name: progress(name, done, of)) if progress else None
+        maps[name] = explain_case(question, name, progress=tell)
+    return _write_all(Results(output_dir, 'explain'), case, question, maps)
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #82ee4a51
-def _write_all(results: Results, case: Case, question: Question,
-               maps: dict[str, Attribution]) -> Path:
-    "All files of a case, or none."
-    start, about = f'{case.id}_{question.region}', _about(case, question, maps)
-    with results.turn(), ExitStack() as files:
-        def place(ending: str) -> Path:
-            return files.enter_context(results.filled(start + ending))
 
-        write_json(place('.json'), about)  # entered first, it is left last
-        for name, a in maps.items():
-            write_map(place(f'_{name}.nii.gz'), a, case)
-            figure = place(f'_{name}.png')
-            png = show_attribution(case, a).png()
-            write_bytes(figure, _with_words(png, [verdict(a), a.limits]))
-            if a.shapley:
-                write_bytes(place('_sequences.png'), show_shapley(a.shapley, 'white').png())
-    return results.folder / f'{start}.json'
-
-# %% ../../nbs/65_evaluation.attribution.ipynb #2ac093eb
 def check_explanations(
     output_dir: str | Path,  # as for `explain_file`
     study: Study,  # that is going to be explained
     region: str,  # as for `explain_file`
     methods: Sequence[str],  # as for `explain_file`
 ) -> None:
-    "Refuse, before the work, a folder that cannot be written to or holds the user's own files."
+    "Refuse, before the work, a folder that cannot be written to, or in which a file of the user's would be replaced."
     start = f'{study.id}_{region}'
     names = [f'{start}_{method}{suffix}' for method in methods for suffix in ('.nii.gz', '.png')]
-    bars = [f'{start}_sequences.png'] if 'shapley' in methods else []
-    Results(output_dir, 'explain').check([*names, f'{start}.json', *bars])
+    Results(output_dir, 'explain').check([*names, f'{start}.json', *([f'{start}_sequences.png'] if 'shapley' in methods else [])])
 
-# %% ../../nbs/65_evaluation.attribution.ipynb #7ef6b156
-def explain_file(
-    model: Model,  # of `load_model`
-    source: Study | str | Path | Sequence[str | Path] | Mapping[str, str | Path],  # for `read_case`
-    output_dir: str | Path,  # gets <case>_<region>_<method>.nii.gz and .png, <case>_<region>.json
-    region: str = 'WT',  # that is explained
-    methods: Sequence[str] = tuple(METHODS),  # keys of `METHODS`
-    device: str = 'auto',  # where the networks run
-    allow_missing: bool = False,  # accept any non-empty subset of the sequences
-    progress: Callable[[str, int, int], None] | None = None,  # method, steps done and in all
-) -> Path:  # the JSON
-    "Explain the prediction for a study."
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown or not methods:
-        raise InputError(f'method: found {", ".join(unknown) or "none"}, '
-                         f'expected some of {", ".join(METHODS)}')
-    study = source
-    if not isinstance(source, Study):
-        study = find_study(source, allow_missing=allow_missing)
-    check_explanations(output_dir, study, region, methods)
-    case = read_case(study, with_label=False, allow_missing=allow_missing)
-    question, maps = ask(model, case, region, device=device), {}
-    for name in methods:
-        tell = (lambda done, of, name=name: progress(name, done, of)) if progress else None
-        maps[name] = explain_case(question, name, progress=tell)
-    return _write_all(Results(output_dir, 'explain'), case, question, maps)
+
+def _write_all(results: Results, case: Case, question: Question, maps: dict[str, Attribution]) -> Path:
+    "All files of a case, or none."
+    start = f'{case.id}_{question.region}'
+    about = {'case': case.id, 'region': question.region, 'explained': 'mean log-odds of the region over the voxels the model gives to it',
+             'checkpoints': [p.name for p in question.model.paths], 'neuroseg3d': __version__,
+             'notice': 'Research software, not a medical device: not for diagnosis or treatment.',
+             'methods': {name: describe_attribution(a) for name, a in maps.items()}}
+    with results.turn(), ExitStack() as files:
+        write_json(files.enter_context(results.filled(f'{start}.json')), about)  # entered first, it is left last
+        for name, a in maps.items():
+            write_map(files.enter_context(results.filled(f'{start}_{name}.nii.gz')), a, case)
+            write_bytes(files.enter_context(results.filled(f'{start}_{name}.png')), _with_words(show_attribution(case, a).png(), [verdict(a), a.limits]))
+            if a.shapley:
+                write_bytes(files.enter_context(results.filled(f'{start}_sequences.png')), show_shapley(a.shapley, 'white').png())
+    return results.folder / f'{start}.json'
+
+
+def _with_words(png: bytes, paragraphs: Sequence[str]) -> bytes:
+    "A picture with lines of text below: a file that is passed on keeps what has to be known about it."
+    picture = Image.open(io.BytesIO(png)).convert('RGB')
+    font = ImageFont.load_default(11)
+    lines = [line for text in paragraphs for line in wrap(text, int(picture.width / font.getlength('n' * 100) * 105))]
+    page = Image.new('RGB', (picture.width, picture.height + 16 * len(lines) + 12), '#0c0e12')
+    page.paste(picture)
+    ImageDraw.Draw(page).multiline_text((10, picture.height + 4), '\n'.join(lines), fill='#b9c0c8', font=font, spacing=3)
+    buffer = io.BytesIO()
+    page.save(buffer, 'PNG')
+    return buffer.getvalue()
+
