@@ -12,7 +12,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from msgspec import Meta
 
@@ -22,10 +32,10 @@ from .records import LARGEST_YAML, check_plain, parse_yaml, read_bytes
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'RENAMED', 'GONE', 'known_keys', 'unknown_key_error', 'build', 'Settings', 'to_dict', 'upgrade', 'load_yaml',
+__all__ = ['T', 'RENAMED', 'GONE', 'known_keys', 'unknown_key_error', 'build', 'to_dict', 'Settings', 'upgrade', 'load_yaml',
            'merge', 'set_dotted', 'load_config']
 
-# %% ../nbs/02_config.ipynb #745d9ff4
+# %% ../nbs/02_config.ipynb #70712a00
 def known_keys(
     cls: type,  # a dataclass, possibly of dataclasses
     prefix: str = '',  # dotted name of the section that `cls` stands for
@@ -37,7 +47,13 @@ def known_keys(
         names += known_keys(hints[f.name], f'{name}.') if is_dataclass(hints[f.name]) else [name]
     return names
 
+# %% ../nbs/02_config.ipynb #9b8223aa
+def _shown(value: Any) -> str:
+    "A value for an error, cut where it is long."
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:60]}... ({len(text):,} characters)'
 
+# %% ../nbs/02_config.ipynb #3d6eb3d1
 def unknown_key_error(
     name: str,  # the dotted name that was found
     known: list[str],  # the dotted names that there are
@@ -50,7 +66,78 @@ def unknown_key_error(
     advice = f'did you mean {hint[0]!r}?' if hint else f'known keys: {", ".join(known)}'
     return InputError(f'{where}: unknown key {_shown(name)}; {advice}')
 
-# %% ../nbs/02_config.ipynb #8aad6e3e
+# %% ../nbs/02_config.ipynb #0b5e9a82
+def _fits(number: float, meta: Meta) -> bool:
+    "Whether a number lies within bounds."
+    above = (meta.ge is None or number >= meta.ge) and (meta.gt is None or number > meta.gt)
+    below = (meta.le is None or number <= meta.le) and (meta.lt is None or number < meta.lt)
+    return above and below
+
+# %% ../nbs/02_config.ipynb #e2dfe889
+def _range(meta: Meta) -> str:
+    "Bounds in words, such as 'from 0 to 0.9'."
+    if meta.ge is not None and meta.le is not None:
+        return f'from {meta.ge:g} to {meta.le:g}'
+    words = {'at least': meta.ge, 'above': meta.gt, 'at most': meta.le, 'below': meta.lt}
+    return ' and '.join(f'{word} {value:g}' for word, value in words.items() if value is not None)
+
+# %% ../nbs/02_config.ipynb #19402063
+def _plainly(value: Any) -> str:
+    return f'[{", ".join(map(str, value))}]' if isinstance(value, tuple) else str(value)
+
+
+def _within(value: Any, bounds: Sequence[Any], where: str) -> Any:
+    "The value, whose numbers all have to lie within the bounds of its field."
+    kind = 'numbers' if isinstance(value, tuple) else 'a number'
+    for meta in (m for m in bounds if isinstance(m, Meta)):
+        for number in value if isinstance(value, tuple) else [value]:
+            if isinstance(number, (int, float)) and not _fits(number, meta):
+                raise InputError(
+                    f'{where}: found {_plainly(value)}, expected {kind} {_range(meta)}')
+    return value
+
+# %% ../nbs/02_config.ipynb #c4216240
+def _coerce_scalar(value: Any, hint: type, where: str) -> Any:
+    "A number, text, yes or no, or nothing."
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = None
+        if number is not None and math.isfinite(number):
+            return number
+        if number is not None:
+            raise InputError(f'{where}: found {value!s:.40}, expected a finite number')
+    elif hint is type(None) and value is None:
+        return value
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = getattr(hint, '__name__', hint)
+    raise InputError(f'{where}: found {_shown(value)}, expected {expected}')
+
+# %% ../nbs/02_config.ipynb #d8c3359c
+def _coerce_tuple(value: Any, args: tuple, where: str) -> tuple:
+    variadic = len(args) == 2 and args[1] is Ellipsis
+    if not isinstance(value, (list, tuple)):
+        if variadic or isinstance(value, (Mapping, str)):
+            raise InputError(f'{where}: found {_shown(value)}, expected a list')
+        value = [value] * len(args)
+    if not variadic and len(value) != len(args):
+        raise InputError(f'{where}: found {len(value)} values, expected {len(args)}')
+    hints = [args[0]] * len(value) if variadic else args
+    return tuple(_coerce(v, h, f'{where}[{i}]') for i, (v, h) in enumerate(zip(value, hints)))
+
+# %% ../nbs/02_config.ipynb #df2a026f
+def _coerce_union(value: Any, options: tuple, where: str) -> Any:
+    for option in sorted(options, key=lambda o: o is not type(value)):  # the exact type first
+        try:
+            return _coerce(value, option, where)
+        except InputError:
+            continue
+    names = ' or '.join(getattr(o, '__name__', str(o)) for o in options)
+    raise InputError(f'{where}: found {_shown(value)}, expected {names}')
+
+# %% ../nbs/02_config.ipynb #f715d6c6
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     "The value as the type hint wants it, or an error that says what it is."
     origin, args = get_origin(hint), get_args(hint)
@@ -63,81 +150,13 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise InputError(f'{where}: found {_shown(value)}, expected one of {", ".join(map(repr, args))}')
+        options = ', '.join(map(repr, args))
+        raise InputError(f'{where}: found {_shown(value)}, expected one of {options}')
     if origin is tuple:
         return _coerce_tuple(value, args, where)
     return _coerce_scalar(value, hint, where)
 
-
-def _coerce_scalar(value: Any, hint: type, where: str) -> Any:
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = None
-        if number is not None and math.isfinite(number):
-            return number
-        if number is not None:
-            raise InputError(f'{where}: found {value!s:.40}, expected a finite number')
-    elif hint is type(None) and value is None or isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise InputError(f'{where}: found {_shown(value)}, expected {getattr(hint, "__name__", hint)}')
-
-
-def _coerce_union(value: Any, options: tuple, where: str) -> Any:
-    for option in sorted(options, key=lambda o: o is not type(value)):  # the exact type first
-        try:
-            return _coerce(value, option, where)
-        except InputError:
-            continue
-    names = ' or '.join(getattr(o, '__name__', str(o)) for o in options)
-    raise InputError(f'{where}: found {_shown(value)}, expected {names}')
-
-
-def _coerce_tuple(value: Any, args: tuple, where: str) -> tuple:
-    variadic = len(args) == 2 and args[1] is Ellipsis
-    if not isinstance(value, (list, tuple)):
-        if variadic or isinstance(value, (Mapping, str)):
-            raise InputError(f'{where}: found {_shown(value)}, expected a list')
-        value = [value] * len(args)
-    if not variadic and len(value) != len(args):
-        raise InputError(f'{where}: found {len(value)} values, expected {len(args)}')
-    hints = [args[0]] * len(value) if variadic else args
-    return tuple(_coerce(v, h, f'{where}[{i}]') for i, (v, h) in enumerate(zip(value, hints)))
-
-
-def _within(value: Any, bounds: Sequence[Any], where: str) -> Any:
-    "The value, whose numbers all have to lie within the bounds of its field."
-    for meta in (m for m in bounds if isinstance(m, Meta)):
-        for number in value if isinstance(value, tuple) else [value]:
-            if isinstance(number, (int, float)) and not _fits(number, meta):
-                raise InputError(f'{where}: found {_plainly(value)}, expected {"numbers" if isinstance(value, tuple) else "a number"} {_range(meta)}')
-    return value
-
-
-def _fits(number: float, meta: Meta) -> bool:
-    low, high = (meta.ge is None or number >= meta.ge), (meta.le is None or number <= meta.le)
-    return low and high and (meta.gt is None or number > meta.gt) and (meta.lt is None or number < meta.lt)
-
-
-def _range(meta: Meta) -> str:
-    "Bounds in words, such as 'from 0 to 0.9'."
-    if meta.ge is not None and meta.le is not None:
-        return f'from {meta.ge:g} to {meta.le:g}'
-    words = {'at least': meta.ge, 'above': meta.gt, 'at most': meta.le, 'below': meta.lt}
-    return ' and '.join(f'{word} {value:g}' for word, value in words.items() if value is not None)
-
-
-def _plainly(value: Any) -> str:
-    return f'[{", ".join(map(str, value))}]' if isinstance(value, tuple) else str(value)
-
-
-def _shown(value: Any) -> str:
-    "A value for an error, cut where it is long."
-    text = repr(value)
-    return text if len(text) <= 80 else f'{text[:60]}... ({len(text):,} characters)'
-
-# %% ../nbs/02_config.ipynb #63bd8240
+# %% ../nbs/02_config.ipynb #76b943f0
 def build(
     cls: type[T],  # a dataclass with type hints
     values: Mapping[str, Any],  # plain values by field name; sections are nested mappings
@@ -147,34 +166,15 @@ def build(
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        raise InputError(f'{where or cls.__name__}: found {_shown(values)}, expected a section of keys and values')
+        raise InputError(f'{where or cls.__name__}: found {_shown(values)}, '
+                         'expected a section of keys and values')
     prefix, hints = f'{where}.' if where else '', get_type_hints(cls, include_extras=True)
     for key in values:
         if key not in hints:
             raise unknown_key_error(f'{prefix}{key}', known_keys(cls, prefix), 'configuration')
     return cls(**{k: _coerce(v, hints[k], f'{prefix}{k}') for k, v in values.items()})
 
-
-class Settings:
-    "What settings have in common: numbers are finite and lie in the range that the type of their field declares, however they are made."
-    section: ClassVar[str] = ''  # what they are called in a configuration, for errors
-
-    def __init_subclass__(cls, section: str = '', **options):
-        super().__init_subclass__(**options)
-        cls.section = section or cls.section or cls.__name__
-
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            if name not in self.__dataclass_fields__:
-                continue
-            where, value = f'{self.section}.{name}', getattr(self, name)
-            for number in value if isinstance(value, tuple) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise InputError(f'{where}: found {number}, expected a finite number')
-            if get_origin(hint) is Annotated:
-                _within(value, get_args(hint)[1:], where)
-
-
+# %% ../nbs/02_config.ipynb #ebc83c59
 def to_dict(
     config: Any,  # a dataclass instance
 ) -> dict[str, Any]:
@@ -185,29 +185,47 @@ def to_dict(
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
     return plain(asdict(config))
 
-# %% ../nbs/02_config.ipynb #600b177f
+# %% ../nbs/02_config.ipynb #2a9701ab
+def _check_field(where: str, value: Any, hint: Any) -> None:
+    "Refuse a setting that is not finite or out of its range."
+    for number in value if isinstance(value, tuple) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise InputError(f'{where}: found {number}, expected a finite number')
+    if get_origin(hint) is Annotated:
+        _within(value, get_args(hint)[1:], where)
+
+# %% ../nbs/02_config.ipynb #00c8b53e
+class Settings:
+    "Base of settings: numbers are finite and in the range that the type of their field declares."
+    section: ClassVar[str] = ''  # what they are called in a configuration, for errors
+
+    def __init_subclass__(cls, section: str = '', **options):
+        super().__init_subclass__(**options)
+        cls.section = section or cls.section or cls.__name__
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if name in self.__dataclass_fields__:
+                _check_field(f'{self.section}.{name}', getattr(self, name), hint)
+
+# %% ../nbs/02_config.ipynb #b5428d94
 #: Settings that had another name: the old one and today's, both dotted.
 RENAMED: dict[str, str] = {
-    'infer.size': 'infer.roi_size', 'infer.sigma': 'infer.sigma_scale', 'infer.flips': 'infer.tta_flips',
+    'infer.size': 'infer.roi_size',
+    'infer.sigma': 'infer.sigma_scale',
+    'infer.flips': 'infer.tta_flips',
 }
-#: Settings that are gone, and the only value that still means something: what is always done now.
+#: Settings that are gone, and their only value that still means something: what is always done.
 GONE: dict[str, Any] = {'infer.grid': 'brain', 'data.overhang': 0.0}
 
 
-def upgrade(
-    values: Mapping[str, Any],  # sections of plain values, as a file or a checkpoint has them
-    where: str,  # the file, for the lines and errors
-    say: Callable[[str], None] = warnings.warn,  # told what has another name now
-) -> dict[str, Any]:
-    "Settings under the names of today."
-    out: dict[str, Any] = {}
-    for section, content in values.items():
-        if isinstance(content, Mapping):
-            content = _upgraded(section, content, where, say)
-        out[section] = content
-    return out
+def _check_gone(name: str, value: Any, where: str) -> None:
+    "Refuse a setting that is gone and asked for something else than what is always done now."
+    if value != GONE[name]:
+        raise InputError(f'{where}: {name}: found {value!r}; this setting is gone, '
+                         f'and what is done is what {GONE[name]!r} meant')
 
-
+# %% ../nbs/02_config.ipynb #3c281b19
 def _upgraded(
     section: str, values: Mapping[str, Any], where: str, say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -227,15 +245,21 @@ def _upgraded(
         out[new] = value
     return out
 
+# %% ../nbs/02_config.ipynb #b504a715
+def upgrade(
+    values: Mapping[str, Any],  # sections of plain values, as a file or a checkpoint has them
+    where: str,  # the file, for the lines and errors
+    say: Callable[[str], None] = warnings.warn,  # told what has another name now
+) -> dict[str, Any]:
+    "Settings under the names of today."
+    out: dict[str, Any] = {}
+    for section, content in values.items():
+        if isinstance(content, Mapping):
+            content = _upgraded(section, content, where, say)
+        out[section] = content
+    return out
 
-def _check_gone(name: str, value: Any, where: str) -> None:
-    "Refuse a setting that is gone, where it asked for something else than what is always done now."
-    if value != GONE[name]:
-        raise InputError(f'{where}: {name}: found {value!r}; this setting is gone, and what is done '
-                         f'is what {GONE[name]!r} meant')
-
-
-# %% ../nbs/02_config.ipynb #609e242c
+# %% ../nbs/02_config.ipynb #a871adef
 def load_yaml(
     path: str | Path,  # a YAML file
 ) -> dict[str, Any]:
@@ -245,10 +269,11 @@ def load_yaml(
         return {}
     check_plain(values, str(path))
     if not isinstance(values, dict):
-        raise InputError(f'{path}: found {type(values).__name__}, expected sections of keys and values')
+        found = type(values).__name__
+        raise InputError(f'{path}: found {found}, expected sections of keys and values')
     return values
 
-
+# %% ../nbs/02_config.ipynb #fc45f7a5
 def merge(
     base: dict[str, Any],  # changed in place
     new: Mapping[str, Any],  # sections to add
@@ -260,16 +285,33 @@ def merge(
         if isinstance(base.get(key), dict) and isinstance(value, Mapping):
             merge(base[key], value, where, f'{prefix}{key}.')
         elif key in base:
-            raise InputError(f'{where}: {prefix}{key} is already defined in another file of the folder')
+            raise InputError(
+                f'{where}: {prefix}{key} is already defined in another file of the folder')
         else:
             base[key] = value
     return base
 
+# %% ../nbs/02_config.ipynb #53d03a08
+def _from_text(text: str, wanted: Sequence[type], name: str) -> Any:
+    "What a value on the command line means."
+    try:
+        value = parse_yaml(text, name)
+    except InputError:
+        if str in wanted:
+            return text
+        more = len(text) - 40
+        shown = repr(text) if len(text) < 60 else f'{text[:40]!r} and {more:,} characters more'
+        raise InputError(f'{name}: found {shown}, expected a value as in YAML') from None
+    if str in wanted and type(value) not in (*wanted, type(None)):
+        return text
+    check_plain(value, name)
+    return value
 
+# %% ../nbs/02_config.ipynb #15704b99
 def set_dotted(
     values: dict[str, Any],  # sections, changed in place
     name: str,  # dotted name, such as 'trainer.max_steps'
-    value: Any,  # the value; a string is read as YAML, so '2' is a number and '[1, 2]' a list
+    value: Any,  # a string is read as YAML, so '2' is a number and '[1, 2]' a list
     hint: Any = None,  # type of the field; where that is text, '2' and '2026-11-25' stay text
 ) -> None:
     "Set one value by its dotted name."
@@ -278,34 +320,56 @@ def set_dotted(
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InputError(f'{name}: {section!r} is a value, not a section')
-    values[key] = _from_text(value, get_args(hint) or (hint,), name) if isinstance(value, str) else value
+    wanted = get_args(hint) or (hint,)
+    values[key] = _from_text(value, wanted, name) if isinstance(value, str) else value
 
-
-def _from_text(text: str, wanted: Sequence[type], name: str) -> Any:
-    "What a value on the command line means."
-    try:
-        value = parse_yaml(text, name)
-    except InputError:
-        if str not in wanted:
-            shown = repr(text) if len(text) < 60 else f'{text[:40]!r} and {len(text) - 40:,} characters more'
-            raise InputError(f'{name}: found {shown}, expected a value as in YAML') from None
-        return text
-    if str in wanted and type(value) not in (*wanted, type(None)):
-        return text
-    check_plain(value, name)
-    return value
-
-
+# %% ../nbs/02_config.ipynb #1ee138ab
 def _hint_of(cls: type, name: str) -> Any:
     "Type of a field by its dotted name."
     for part in name.split('.'):
         cls = get_type_hints(cls)[part]
     return cls
 
-# %% ../nbs/02_config.ipynb #080d97eb
+# %% ../nbs/02_config.ipynb #d7fff804
+def _set_override(
+    cls: type, known: list[str], values: dict[str, Any], name: str, value: Any,
+) -> None:
+    "Set one value that the command line gave, under its name of today."
+    if name in GONE:
+        value = parse_yaml(value, name) if isinstance(value, str) else value
+        _check_gone(name, value, 'command line')
+        return
+    if name in RENAMED:
+        warnings.warn(f'{name} is called {RENAMED[name]} now')
+        name = RENAMED[name]
+    if name not in known:
+        raise unknown_key_error(name, known, 'command line')
+    set_dotted(values, name, value, _hint_of(cls, name))
+
+# %% ../nbs/02_config.ipynb #99247826
+def _config_files(config_dir: str | Path | None) -> list[Path]:
+    "The configuration files of a folder, in the order of their names."
+    if config_dir is None:
+        return []
+    files = sorted(Path(config_dir).glob('*_config.yaml'))
+    if not files:
+        raise InputError(f'{config_dir}: found no *_config.yaml, '
+                         'expected data_config.yaml and model_config.yaml')
+    return files
+
+# %% ../nbs/02_config.ipynb #e3a2e853
+def _dotted(values: Mapping[str, Any], prefix: str = '') -> list[str]:
+    "Dotted names of the leaves of nested sections."
+    names = []
+    for key, value in values.items():
+        name = f'{prefix}{key}'
+        names += _dotted(value, f'{name}.') if isinstance(value, Mapping) and value else [name]
+    return names
+
+# %% ../nbs/02_config.ipynb #533eb7ba
 def load_config(
     cls: type[T],  # the dataclass to build
-    config_dir: str | Path | None = None,  # folder with *_config.yaml files; None for the defaults alone
+    config_dir: str | Path | None = None,  # folder with *_config.yaml files; None: the defaults
     overrides: Mapping[str, Any] | None = None,  # dotted name -> value, applied last
 ) -> T:
     "Configuration of a folder of YAML files with overrides by dotted name."
@@ -320,35 +384,3 @@ def load_config(
     for name, value in (overrides or {}).items():
         _set_override(cls, known, values, name, value)
     return build(cls, values)
-
-
-def _set_override(cls: type, known: list[str], values: dict[str, Any], name: str, value: Any) -> None:
-    "Set one value that the command line gave, under its name of today."
-    if name in GONE:
-        _check_gone(name, parse_yaml(value, name) if isinstance(value, str) else value, 'command line')
-        return
-    if name in RENAMED:
-        warnings.warn(f'{name} is called {RENAMED[name]} now')
-        name = RENAMED[name]
-    if name not in known:
-        raise unknown_key_error(name, known, 'command line')
-    set_dotted(values, name, value, _hint_of(cls, name))
-
-
-def _config_files(config_dir: str | Path | None) -> list[Path]:
-    "The configuration files of a folder, in the order of their names."
-    if config_dir is None:
-        return []
-    files = sorted(Path(config_dir).glob('*_config.yaml'))
-    if not files:
-        raise InputError(f'{config_dir}: found no *_config.yaml, expected data_config.yaml and model_config.yaml')
-    return files
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = '') -> list[str]:
-    "Dotted names of the leaves of nested sections."
-    names = []
-    for key, value in values.items():
-        name = f'{prefix}{key}'
-        names += _dotted(value, f'{name}.') if isinstance(value, Mapping) and value else [name]
-    return names

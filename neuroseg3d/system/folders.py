@@ -37,7 +37,7 @@ from .processes import PATIENCE, patience_s
 # %% auto #0
 __all__ = ['LOCK', 'RECORD', 'check_folder', 'FolderLock', 'digest', 'Results']
 
-# %% ../../nbs/06_system.folders.ipynb #38451691
+# %% ../../nbs/06_system.folders.ipynb #eba4dee4
 def check_folder(
     folder: str | os.PathLike,  # that is to hold results; it need not be there
     name: str = 'output_dir',  # of the setting or argument, for the error
@@ -47,7 +47,8 @@ def check_folder(
     whole = folder.absolute()
     try:
         there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
-        problem = f'{there} is a file, expected a folder' if there.exists() else f'{there} is a link to nothing, expected a folder'
+        kind = 'a file' if there.exists() else 'a link to nothing'
+        problem = f'{there} is {kind}, expected a folder'
         if there.is_dir():
             with tempfile.TemporaryFile(dir=there):
                 return folder
@@ -55,9 +56,144 @@ def check_folder(
         problem = f'nothing can be written there: {error.strerror}'
     raise InputError(f'{name} {folder}: {problem}')
 
-# %% ../../nbs/06_system.folders.ipynb #3254ba26
+# %% ../../nbs/06_system.folders.ipynb #d801464c
 LOCK = '.neuroseg3d.lock'
+
+
+def _write_lock(path: Path, about: str) -> bool:
+    "Write the lock where there is none."
+    temporary = None
+    try:
+        temporary = new_file(path.parent, '.lock')
+        temporary.write_text(about, encoding='utf-8')
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            with open(path, 'x', encoding='utf-8') as file:
+                file.write(about)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+# %% ../../nbs/06_system.folders.ipynb #95436928
+def _try_lock(folder: Path, path: Path, mark: str, work: str) -> bool:
+    "Take the lock of a folder where nobody holds it."
+    make_folder(path.parent)
+    about = {
+        'mark': mark, 'process': os.getpid(), 'host': socket.gethostname(),
+        'since': time.strftime('%Y-%m-%d %H:%M:%S'), 'work': work,
+    }
+    try:
+        return _write_lock(path, json.dumps(about))
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f'{folder}: nothing can be written there: {reason}') from error
+
+# %% ../../nbs/06_system.folders.ipynb #d76325ad
+def _clock(folder: Path) -> float:
+    "The time by the clock of the file system."
+    file = new_file(folder, '.lock')
+    try:
+        return file.stat().st_mtime
+    finally:
+        file.unlink(missing_ok=True)
+
+# %% ../../nbs/06_system.folders.ipynb #ca2239f2
+def _read_lock(path: Path) -> tuple[dict[str, Any] | None, float]:
+    "Who holds the lock (None: nobody any more), and seconds since its last sign of life."
+    age_s, parts = 0.0, ('mark', 'process', 'host', 'since', 'work')
+    try:
+        age_s = _clock(path.parent) - path.stat().st_mtime
+        about = decode_json(path.read_text(encoding='utf-8'), dict[str, Any], str(path))
+        return {k: str(about[k]) for k in parts}, age_s
+    except FileNotFoundError:
+        return None, age_s
+    except (ValueError, KeyError, TypeError):  # it is being written, or something else has
+        return {'mark': '', **dict.fromkeys(parts[1:], '?')}, age_s
+
+# %% ../../nbs/06_system.folders.ipynb #134b20c4
 _PULSE_S, _PATIENCE_S = 20, 180
+
+
+def _keep_alive(path: Path, done: threading.Event) -> None:
+    "Signs of life."
+    while not done.wait(_PULSE_S):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+# %% ../../nbs/06_system.folders.ipynb #c00c3020
+def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
+    "Whether the holder of a lock no longer runs."
+    alive = is_alive(holder['mark']) if holder['mark'].count('-') == 2 else None
+    return age_s > _PATIENCE_S if alive is None else not alive
+
+# %% ../../nbs/06_system.folders.ipynb #3f34cad3
+def _clear_lock(path: Path, holder: dict[str, Any]) -> None:
+    "Remove the lock of a process that is gone; if another was quicker, its lock is put back."
+    aside = path.with_name(f'{LOCK}.{os.getpid()}.{threading.get_ident()}')
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, aside)
+        if holder['mark'] not in aside.read_text(encoding='utf-8', errors='replace'):
+            with contextlib.suppress(OSError):
+                os.link(aside, path)
+        aside.unlink(missing_ok=True)
+
+# %% ../../nbs/06_system.folders.ipynb #6ad50e2f
+def _leave_lock(path: Path, mark: str) -> None:
+    "Remove a lock, if it is ours."
+    holder, _ = _read_lock(path)
+    if holder is not None and holder['mark'] == mark:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+# %% ../../nbs/06_system.folders.ipynb #2a61f228
+def _refusal(
+    folder: Path, lock: Path, holder: dict[str, Any], age_s: float, waited_s: float = 0,
+) -> str:
+    "Why a folder cannot be had, in words."
+    work, process, host, since = (
+        holder.get(k, '?') for k in ('work', 'process', 'host', 'since'))
+    who = f'{work}, process {process} on {host}, since {since}'
+    other = holder.get('mark', '').count('-') != 2 or is_alive(holder['mark']) is None
+    far = (f'. Its last sign of life was {max(age_s, 0):.0f} s ago; '
+           f'after {_PATIENCE_S} s without one the folder counts as free; '
+           f'if you know that the process is gone, delete {lock}') if other else ''
+    if waited_s:
+        return (f'{folder}: waited {waited_s:g} s for another process that is at work in it and '
+                f'has not got on since ({who}); look whether it hangs or was stopped, '
+                f'and end it if so; {PATIENCE} says how long to wait{far}')
+    return (f'{folder}: another process is at work in it ({who}); '
+            f'wait until it is done, or choose another folder{far}')
+
+# %% ../../nbs/06_system.folders.ipynb #4751da0d
+def _content(path: Path) -> bytes | None:
+    "What the lock says, and how far its holder has come."
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+# %% ../../nbs/06_system.folders.ipynb #32e493ec
+def _take_lock(folder: Path, path: Path, mark: str, work: str, wait_s: float) -> None:
+    "Take a lock at once, or when its holder is done or gone."
+    since, before = time.monotonic(), None
+    while not _try_lock(folder, path, mark, work):
+        holder, age_s = _read_lock(path)
+        if holder is not None and _is_gone(holder, age_s):
+            _clear_lock(path, holder)
+            continue
+        now = _content(path)
+        since, before = (since if now == before else time.monotonic()), now
+        if time.monotonic() - since >= wait_s:
+            raise InputError(_refusal(folder, path, holder or {}, age_s, wait_s))
+        time.sleep(min(0.1, wait_s))
+
+# %% ../../nbs/06_system.folders.ipynb #7f589ffe
 _held: dict[tuple, int] = {}  # (lock, process, thread) -> how often
 
 
@@ -69,21 +205,23 @@ class FolderLock:
         folder: Path,  # that is locked
         work: str,  # what is being done, for whoever has to wait
     ):
-        self.folder, self.work, self.path = folder, work, Path(os.path.realpath(folder)) / LOCK
+        self.folder, self.work = folder, work
+        self.path = Path(os.path.realpath(folder)) / LOCK
 
     @contextlib.contextmanager
     def held(
         self,
-        wait_s: float = 0,  # for another process to be done or to get on; 0: it is an error at once
+        wait_s: float = 0,  # for another process to be done or to get on; 0: an error at once
     ) -> Iterator[None]:
         "Hold the lock."
         key = (str(self.path), os.getpid(), threading.get_ident())
         if not _held.get(key):
-            self._take(wait_s)
+            self.mark = process_mark()
+            _take_lock(self.folder, self.path, self.mark, self.work, wait_s)
         _held[key] = _held.get(key, 0) + 1
         done = threading.Event()
         if _held[key] == 1:
-            threading.Thread(target=self._live, args=(done,), daemon=True).start()
+            threading.Thread(target=_keep_alive, args=(self.path, done), daemon=True).start()
         try:
             yield
         finally:
@@ -91,121 +229,15 @@ class FolderLock:
             _held[key] -= 1
             if not _held[key]:
                 del _held[key]
-                self._leave()
+                _leave_lock(self.path, self.mark)
 
     def advance(self) -> None:
         "Tell whoever waits that the work gets on: the lock grows by an empty line."
-        with contextlib.suppress(OSError), open(self.path, 'r+b') as file:  # it is not made where it has gone
+        with contextlib.suppress(OSError), open(self.path, 'r+b') as file:  # not made if gone
             file.seek(0, os.SEEK_END)
             file.write(b'\n')
 
-    def _take(self, wait_s: float) -> None:
-        self.mark, since, before = process_mark(), time.monotonic(), None
-        while not self._try():
-            holder, age_s = self._holder()
-            if holder is not None and _is_gone(holder, age_s):
-                self._clear(holder)
-                continue
-            now = self._state()
-            since, before = (since if now == before else time.monotonic()), now
-            if time.monotonic() - since >= wait_s:
-                raise InputError(_refusal(self.folder, self.path, holder or {}, age_s, wait_s))
-            time.sleep(min(0.1, wait_s))
-
-    def _state(self) -> bytes | None:
-        "What the lock says, and how far its holder has come."
-        try:
-            return self.path.read_bytes()
-        except OSError:
-            return None
-
-    def _try(self) -> bool:
-        "Write the lock where there is none; a name is given in one step, where the disk has links."
-        make_folder(self.path.parent)
-        about = {'mark': self.mark, 'process': os.getpid(), 'host': socket.gethostname(),
-                 'since': time.strftime('%Y-%m-%d %H:%M:%S'), 'work': self.work}
-        temporary = None
-        try:
-            temporary = new_file(self.path.parent, '.lock')
-            temporary.write_text(json.dumps(about), encoding='utf-8')
-            try:
-                os.link(temporary, self.path)
-            except FileExistsError:
-                return False
-            except OSError:
-                with open(self.path, 'x', encoding='utf-8') as file:
-                    file.write(json.dumps(about))
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise InputError(f'{self.folder}: nothing can be written there: {error.strerror or error}') from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-
-    def _holder(self) -> tuple[dict[str, Any] | None, float]:
-        "Who holds the lock, and for how long there has been no sign of life; None where nobody does (any more)."
-        age_s = 0.0
-        try:
-            age_s = self._now() - self.path.stat().st_mtime
-            about = decode_json(self.path.read_text(encoding='utf-8'), dict[str, Any], str(self.path))
-            return {k: str(about[k]) for k in ('mark', 'process', 'host', 'since', 'work')}, age_s
-        except FileNotFoundError:
-            return None, age_s
-        except (ValueError, KeyError, TypeError):  # it is being written, or something else has
-            return {'mark': '', 'process': '?', 'host': '?', 'since': '?', 'work': '?'}, age_s
-
-    def _now(self) -> float:
-        "The time by the clock of the file system."
-        file = new_file(self.path.parent, '.lock')
-        try:
-            return file.stat().st_mtime
-        finally:
-            file.unlink(missing_ok=True)
-
-    def _clear(self, holder: dict[str, Any]) -> None:
-        "Take away the lock of a process that is gone; should another have been quicker, its lock is put back."
-        aside = self.path.with_name(f'{LOCK}.{os.getpid()}.{threading.get_ident()}')
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self.path, aside)
-            if holder['mark'] not in aside.read_text(encoding='utf-8', errors='replace'):
-                with contextlib.suppress(OSError):
-                    os.link(aside, self.path)
-            aside.unlink(missing_ok=True)
-
-    def _live(self, done: threading.Event) -> None:
-        "Signs of life."
-        while not done.wait(_PULSE_S):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
-
-    def _leave(self) -> None:
-        holder, _ = self._holder()
-        if holder is not None and holder['mark'] == self.mark:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
-
-
-def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
-    alive = is_alive(holder['mark']) if holder['mark'].count('-') == 2 else None
-    return age_s > _PATIENCE_S if alive is None else not alive
-
-
-def _refusal(folder: Path, lock: Path, holder: dict[str, Any], age_s: float, waited_s: float = 0) -> str:
-    who = f'{holder.get("work", "?")}, process {holder.get("process", "?")} on {holder.get("host", "?")}, since {holder.get("since", "?")}'
-    other = holder.get('mark', '').count('-') != 2 or is_alive(holder['mark']) is None
-    far = (f'. Its last sign of life was {max(age_s, 0):.0f} s ago; after {_PATIENCE_S} s without one the folder counts as free; '
-           f'if you know that the process is gone, delete {lock}') if other else ''
-    if waited_s:
-        return (f'{folder}: waited {waited_s:g} s for another process that is at work in it and has not got on since ({who}); look whether it '
-                f'hangs or was stopped, and end it if so; {PATIENCE} says how long to wait{far}')
-    return f'{folder}: another process is at work in it ({who}); wait until it is done, or choose another folder{far}'
-
-# %% ../../nbs/06_system.folders.ipynb #f432787c
-RECORD = '.neuroseg3d.json'
-
-
+# %% ../../nbs/06_system.folders.ipynb #b933e07a
 def digest(
     path: Path,  # of a file
 ) -> str:  # hex
@@ -216,42 +248,40 @@ def digest(
             found.update(chunk)
     return found.hexdigest()
 
+# %% ../../nbs/06_system.folders.ipynb #456829fa
+RECORD = '.neuroseg3d.json'
 
-class Results:
-    "A folder of results: it knows which of its files are ours, and replaces no other."
+
+def _read_record(path: Path) -> dict[str, Any]:
+    "What the record of a folder holds, its other content included."
+    if not os.path.lexists(path):
+        return {}
+    return read_json(path, dict[str, Any], 'list of the files that were written here')
+
+# %% ../../nbs/06_system.folders.ipynb #729df968
+def _sums(content: dict[str, Any], path: Path) -> dict[str, list[str]]:
+    "What was written into a folder, by its record: SHA-256 by name."
+    return checked(content.get('files', {}), dict[str, list[str]], str(path), ('files',))
+
+# %% ../../nbs/06_system.folders.ipynb #524044da
+class _KnownFolder:
+    "A folder that knows which of its files are ours."
 
     def __init__(
         self,
         folder: str | os.PathLike,  # made when something is written
         work: str,  # what is being done: 'evaluate', 'train', ...
-        knows: Callable[[Path], bool] = lambda path: False,  # whether a file that the record lacks is ours all the same
+        knows: Callable[[Path], bool] = lambda path: False,  # whether a file is ours, if unrecorded
         record: str = RECORD,  # name of the JSON file that keeps it, among other things
         more: dict[str, Any] | None = None,  # what that file holds beside it, to begin with
     ):
         self.folder, self.work, self.knows = as_path(folder, 'output_dir'), work, knows
         self.record, self.lock = self.folder / record, FolderLock(self.folder, work)
-        self.more = more or {'about': 'SHA-256 of the files that neuroseg3d has written here; no other is ever replaced'}
+        self.more = more or {'about': 'SHA-256 of the files that neuroseg3d has written here; '
+                                      'no other is ever replaced'}
 
-    def _record(self) -> dict[str, list[str]]:
-        "What was written here: SHA-256 by name."
-        return self._sums(self._content())
-
-    def _sums(self, content: dict[str, Any]) -> dict[str, list[str]]:
-        return checked(content.get('files', {}), dict[str, list[str]], str(self.record), ('files',))
-
-    def _content(self) -> dict[str, Any]:
-        return read_json(self.record, dict[str, Any], 'list of the files that were written here') if os.path.lexists(self.record) else {}
-
-    def check(
-        self,
-        names: Iterable[str],  # of files that are going to be written, below the folder
-        name: str = 'output_dir',  # of the setting or argument, for the error
-    ) -> None:
-        "Refuse, before the work, a folder that cannot be written to and files that are the user's."
-        check_folder(self.folder, name)
-        record = self._record()
-        for each in names:
-            self._check(each, record)
+    def _sums(self) -> dict[str, list[str]]:
+        return _sums(_read_record(self.record), self.record)
 
     def is_ours(
         self,
@@ -259,26 +289,68 @@ class Results:
         record: dict[str, list[str]] | None = None,  # None: read it
     ) -> bool:
         "Whether we have written a file, and nobody has changed it."
-        path, record = self.folder / name, self._record() if record is None else record
+        path, record = self.folder / name, self._sums() if record is None else record
         if name in record:
             return path.is_file() and not path.is_symlink() and digest(path) in record[name]
         return self.knows(path)
 
-    def _check(self, name: str, record: dict[str, list[str]]) -> None:
-        path = self.folder / name
-        try:
-            path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            if len(os.fsencode(path.name)) > 255:  # some systems tell only when it is made
-                raise InputError(f'{path}: the name is too long for a file') from None
-            return
-        except OSError as error:
-            raise InputError(f'{path}: cannot be written: {error.strerror}') from None
-        if path.is_dir():
-            raise InputError(f'{path}: is a folder, and a file of that name would be written; choose another output folder')
-        if not self.is_ours(name, record):
-            how = 'was changed after it was written' if name in record else 'is there already and was not written by neuroseg3d into this folder'
-            raise InputError(f'{path}: {how}; it would be replaced. Choose another output folder, or move it away')
+    def _note(self, name: str, sums: list[str]) -> None:
+        "Note the sums a file has and will have: a process may be killed before the file appears."
+        content = _read_record(self.record)
+        files = {**_sums(content, self.record), name: sums}
+        write_json(self.record, {**self.more, **content, 'files': files})
+
+# %% ../../nbs/06_system.folders.ipynb #bae17443
+def _is_there(path: Path) -> bool:
+    "Whether a file of that name is there; a name that no file can have is an error."
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        if len(os.fsencode(path.name)) > 255:  # some systems tell only when it is made
+            raise InputError(f'{path}: the name is too long for a file') from None
+        return False
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+    if path.is_dir():
+        raise InputError(f'{path}: is a folder, and a file of that name would be written; '
+                         'choose another output folder')
+    return True
+
+# %% ../../nbs/06_system.folders.ipynb #39ffca4d
+def _check_file(known: _KnownFolder, name: str, record: dict[str, list[str]]) -> None:
+    "Refuse to replace a file that is the user's."
+    path = known.folder / name
+    if _is_there(path) and not known.is_ours(name, record):
+        how = ('was changed after it was written' if name in record else
+               'is there already and was not written by neuroseg3d into this folder')
+        raise InputError(f'{path}: {how}; it would be replaced. '
+                         'Choose another output folder, or move it away')
+
+# %% ../../nbs/06_system.folders.ipynb #c03db79f
+def _missing(folder: Path) -> list[Path]:
+    "The folders that would have to be made, the innermost first."
+    return [p for p in (folder, *folder.parents) if not p.exists()]
+
+# %% ../../nbs/06_system.folders.ipynb #60249b45
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()  # one that holds something stays
+
+# %% ../../nbs/06_system.folders.ipynb #761cf486
+class _GuardedFolder(_KnownFolder):
+    "A folder that one process at a time works in."
+
+    def check(
+        self,
+        names: Iterable[str],  # of files that are going to be written, below the folder
+        name: str = 'output_dir',  # of the setting or argument, for the error
+    ) -> None:
+        "Refuse a folder that cannot be written to, and to replace files that are the user's."
+        check_folder(self.folder, name)
+        record = self._sums()
+        for each in names:
+            _check_file(self, each, record)
 
     @contextlib.contextmanager
     def alone(
@@ -308,6 +380,17 @@ class Results:
         finally:
             _remove_empty(made)
 
+# %% ../../nbs/06_system.folders.ipynb #48a11b30
+def _fill(results: Results, name: str, write: Callable, *content: Any) -> Path:
+    "Write one file of a folder."
+    with results.filled(name) as temporary:
+        write(temporary, *content)
+    return results.folder / name
+
+# %% ../../nbs/06_system.folders.ipynb #e547ee41
+class Results(_GuardedFolder):
+    "A folder of results: it knows which of its files are ours, and replaces no other."
+
     @contextlib.contextmanager
     def filled(
         self,
@@ -316,15 +399,11 @@ class Results:
         "A file that appears whole or not at all, and is known as ours."
         path = self.folder / name
         with self.turn():
-            self._check(name, self._record())
+            _check_file(self, name, self._sums())
             with filled(path) as temporary:
                 yield temporary
-                self._note(name, [*([digest(path)] if path.is_file() else []), digest(temporary)])
-
-    def _note(self, name: str, sums: list[str]) -> None:
-        "Note what a file has and is going to have: a process may be killed between this and the file's appearing."
-        content = self._content()
-        write_json(self.record, {**self.more, **content, 'files': {**self._sums(content), name: sums}})
+                before = [digest(path)] if path.is_file() else []
+                self._note(name, [*before, digest(temporary)])
 
     def write(
         self,
@@ -332,9 +411,7 @@ class Results:
         content: bytes | str,  # all of it
     ) -> Path:
         "Write bytes or a text."
-        with self.filled(name) as temporary:
-            (write_text if isinstance(content, str) else write_bytes)(temporary, content)
-        return self.folder / name
+        return _fill(self, name, write_text if isinstance(content, str) else write_bytes, content)
 
     def write_json(
         self,
@@ -342,9 +419,7 @@ class Results:
         content: Any,  # values that JSON can hold
     ) -> Path:
         "Write values as JSON."
-        with self.filled(name) as temporary:
-            write_json(temporary, content)
-        return self.folder / name
+        return _fill(self, name, write_json, content)
 
     def write_table(
         self,
@@ -353,17 +428,5 @@ class Results:
         columns: Iterable[str] | None = None,  # None: those of the first row
     ) -> Path:
         "Write a table."
-        with self.filled(name) as temporary:
-            write_table(temporary, rows, None if columns is None else list(columns))
-        return self.folder / name
-
-
-def _missing(folder: Path) -> list[Path]:
-    "The folders that would have to be made, the innermost first."
-    return [p for p in (folder, *folder.parents) if not p.exists()]
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()  # one that holds something stays
+        columns = None if columns is None else list(columns)
+        return _fill(self, name, write_table, rows, columns)

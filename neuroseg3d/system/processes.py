@@ -27,11 +27,11 @@ from .surroundings import tell
 T = TypeVar('T')
 
 # %% auto #0
-__all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'meeting_place', 'first_machine', 'patience_s', 'Meeting',
-           'met', 'lost_partner', 'joined', 'device_layout', 'share', 'gather', 'run_while_parent_lives',
+__all__ = ['T', 'PATIENCE', 'Place', 'launched', 'is_first_process', 'share', 'device_layout', 'first_machine', 'meeting_place',
+           'patience_s', 'Meeting', 'met', 'joined', 'gather', 'lost_partner', 'run_while_parent_lives',
            'start_attached', 'end_group', 'run_together', 'Progress', 'free_memory']
 
-# %% ../../nbs/04_system.processes.ipynb #bed2ae83
+# %% ../../nbs/04_system.processes.ipynb #39eff06a
 @dataclass(frozen=True)
 class Place:
     "This process among those that a launcher has started."
@@ -46,7 +46,20 @@ class Place:
         "Processes a machine."
         return self.world_size // self.num_nodes
 
+# %% ../../nbs/04_system.processes.ipynb #314e0992
+def _number(
+    env: Mapping[str, str], name: str, least: int,
+    default: int | None = None, below: float = math.inf,
+) -> int:
+    "A number that a launcher gives."
+    text = env.get(name, str(default)).strip()
+    if not text.isdecimal() or not least <= int(text) < below:
+        end = f' to {below - 1}' if below < math.inf else ' on'
+        raise InputError(
+            f'{name}: found {text!r} in the environment, expected a number from {least}{end}')
+    return int(text)
 
+# %% ../../nbs/04_system.processes.ipynb #e103e570
 def launched(
     environment: Mapping[str, str] | None = None,  # None: that of this process
 ) -> Place:
@@ -55,29 +68,69 @@ def launched(
     if 'RANK' in env and 'WORLD_SIZE' in env:
         world = _number(env, 'WORLD_SIZE', 1)
         machines = max(1, world // _number(env, 'LOCAL_WORLD_SIZE', 1, world))
-        return Place(_number(env, 'RANK', 0, below=world), world, _number(env, 'LOCAL_RANK', 0, 0), machines, 'torchrun')
+        rank, local = _number(env, 'RANK', 0, below=world), _number(env, 'LOCAL_RANK', 0, 0)
+        return Place(rank, world, local, machines, 'torchrun')
     if 'SLURM_STEP_NUM_TASKS' in env and 'SLURM_PROCID' in env:
         world = _number(env, 'SLURM_STEP_NUM_TASKS', 1)
-        return Place(_number(env, 'SLURM_PROCID', 0, below=world), world, _number(env, 'SLURM_LOCALID', 0, 0),
-                     _number(env, 'SLURM_STEP_NUM_NODES', 1, 1), 'srun')
+        rank = _number(env, 'SLURM_PROCID', 0, below=world)
+        local = _number(env, 'SLURM_LOCALID', 0, 0)
+        machines = _number(env, 'SLURM_STEP_NUM_NODES', 1, 1)
+        return Place(rank, world, local, machines, 'srun')
     return Place()
 
-
-def _number(env: Mapping[str, str], name: str, least: int, default: int | None = None, below: float = math.inf) -> int:
-    "A number that a launcher gives."
-    text = env.get(name, str(default)).strip()
-    if not text.isdecimal() or not least <= int(text) < below:
-        raise InputError(f'{name}: found {text!r} in the environment, expected a number from {least}'
-                         + (f' to {below - 1}' if below < math.inf else ' on'))
-    return int(text)
-
-
+# %% ../../nbs/04_system.processes.ipynb #701cac06
 def is_first_process() -> bool:
     "Whether this is the process that writes; also true of the only one."
-    lightning = [int(os.environ.get(k, 0)) for k in ('LOCAL_RANK', 'NODE_RANK')]  # of a process that Lightning has started
+    lightning = [int(os.environ.get(k, 0)) for k in ('LOCAL_RANK', 'NODE_RANK')]
     return launched().rank == 0 if launched().world_size > 1 else not any(lightning)
 
-# %% ../../nbs/04_system.processes.ipynb #38af0aff
+# %% ../../nbs/04_system.processes.ipynb #56e6fe43
+def share(
+    items: Sequence[T],  # the same list in every process
+    place: Place | None = None,  # None: what the launcher says
+) -> list[T]:
+    "This process's part of a list."
+    place = place or launched()
+    return list(items)[place.rank::place.world_size]
+
+# %% ../../nbs/04_system.processes.ipynb #f61f72f7
+def _own_layout(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
+    "Processes to start: those of this machine can be, those of other machines cannot."
+    told = [k for k in ('MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK') if k in os.environ]
+    if num_nodes > 1 and len(told) < 3:
+        raise InputError(
+            f'found trainer.num_nodes {num_nodes}, but nobody has started a process on the other '
+            'machines; run the command by torchrun or srun, or on each machine with MASTER_ADDR, '
+            'MASTER_PORT and NODE_RANK set')
+    return devices, num_nodes
+
+# %% ../../nbs/04_system.processes.ipynb #63c9b03c
+def device_layout(
+    devices: int | str,  # asked for: processes a machine, or 'auto'
+    num_nodes: int,  # asked for: machines
+    place: Place | None = None,  # None: what the launcher says
+) -> tuple[int | str, int]:  # devices and num_nodes for Lightning
+    "Processes a machine, and machines."
+    place = place or launched()
+    if not place.launcher or place.launcher == 'srun' and place.world_size == 1:
+        return _own_layout(devices, num_nodes)
+    if (devices, num_nodes) == (place.devices, place.num_nodes):
+        return devices, num_nodes
+    if (devices, num_nodes) in ((1, 1), ('auto', 1), ('auto', place.num_nodes)):
+        return place.devices, place.num_nodes
+    raise InputError(
+        f'found trainer.devices {devices} and trainer.num_nodes {num_nodes}, but the launcher has '
+        f'started {place.devices} processes on each of {place.num_nodes} machines; '
+        'leave the settings out or make them agree')
+
+# %% ../../nbs/04_system.processes.ipynb #8b292611
+def first_machine(
+    nodes: str,  # as SLURM writes them: 'gpu-a[07-09,12],gpu-b1'
+) -> str:
+    "The first of a list of machines."
+    return re.sub(r'\[([^],-]+)[^]]*\]', r'\1', nodes).split(',')[0]
+
+# %% ../../nbs/04_system.processes.ipynb #8eedd532
 def meeting_place(
     environment: Mapping[str, str] | None = None,  # None: that of this process
 ) -> dict[str, str]:  # variables to set; empty where srun has started nothing
@@ -87,22 +140,20 @@ def meeting_place(
     if place.launcher != 'srun' or place.world_size == 1:
         return {}
     if place.devices * place.num_nodes != place.world_size:
-        raise InputError(f'srun has started {place.world_size} processes on {place.num_nodes} machines; expected as many on each: '
-                         'use --ntasks-per-node')
+        raise InputError(
+            f'srun has started {place.world_size} processes on {place.num_nodes} machines; '
+            'expected as many on each: use --ntasks-per-node')
     nodes = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_JOB_NODELIST') or '127.0.0.1'
-    port = 15_000 + (64 * int(env.get('SLURM_JOB_ID', 0)) + int(env.get('SLURM_STEP_ID', 0))) % 17_000
-    return {'RANK': str(place.rank), 'WORLD_SIZE': str(place.world_size), 'LOCAL_RANK': str(place.local_rank),
-            'LOCAL_WORLD_SIZE': str(place.devices), 'GROUP_RANK': env.get('SLURM_NODEID', str(place.rank // place.devices)),
-            'MASTER_ADDR': env.get('MASTER_ADDR', first_machine(nodes)), 'MASTER_PORT': env.get('MASTER_PORT', str(port))}
+    step = 64 * int(env.get('SLURM_JOB_ID', 0)) + int(env.get('SLURM_STEP_ID', 0))
+    return {
+        'RANK': str(place.rank), 'WORLD_SIZE': str(place.world_size),
+        'LOCAL_RANK': str(place.local_rank), 'LOCAL_WORLD_SIZE': str(place.devices),
+        'GROUP_RANK': env.get('SLURM_NODEID', str(place.rank // place.devices)),
+        'MASTER_ADDR': env.get('MASTER_ADDR', first_machine(nodes)),
+        'MASTER_PORT': env.get('MASTER_PORT', str(15_000 + step % 17_000)),
+    }
 
-
-def first_machine(
-    nodes: str,  # as SLURM writes them: 'gpu-a[07-09,12],gpu-b1'
-) -> str:
-    "The first of a list of machines."
-    return re.sub(r'\[([^],-]+)[^]]*\]', r'\1', nodes).split(',')[0]
-
-# %% ../../nbs/04_system.processes.ipynb #7d5abfc5
+# %% ../../nbs/04_system.processes.ipynb #fd3005e3
 PATIENCE: str = 'NEUROSEG3D_PATIENCE_S'  # the variable
 
 
@@ -117,7 +168,122 @@ def patience_s() -> float:
         raise InputError(f'{PATIENCE}: found {text!r}, expected a number of seconds above 0')
     return seconds
 
+# %% ../../nbs/04_system.processes.ipynb #099a629d
+@dataclass(frozen=True)
+class _Appointment:
+    "Where the processes of a launcher meet, and how long each waits for the others."
+    place: Place  # this process
+    patience_s: float  # of silence
+    host: str
+    port: int
 
+    @property
+    def address(self) -> str:
+        "Host and port."
+        return f'{self.host}:{self.port}'
+
+    def key(self, what: str, rank: int) -> str:
+        "The name of an entry in the common list."
+        return f'neuroseg3d/{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}/{what}/{rank}'
+
+
+def _appointment(place: Place, patience_s: float) -> _Appointment:
+    "What the environment says of the address."
+    host, port = os.environ.get('MASTER_ADDR', '127.0.0.1'), os.environ.get('MASTER_PORT', '29500')
+    if not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise InputError(f'MASTER_PORT: found {port!r}, expected a number from 1 to 65535')
+    return _Appointment(place, patience_s, host, int(port))
+
+# %% ../../nbs/04_system.processes.ipynb #f220c5ab
+_ADVICE = ('look at the output of that process, and whether all of them were started; '
+           f'{PATIENCE} says how long to wait')
+
+
+def _reach(meet: _Appointment):
+    "The common list."
+    from torch.distributed import TCPStore
+    world = meet.place.world_size
+    keeps = meet.place.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
+    try:
+        return TCPStore(meet.host, meet.port, world, keeps, timedelta(seconds=meet.patience_s),
+                        wait_for_workers=False, multi_tenant=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f'process 0 cannot listen at {meet.address} ({reason}); '
+            'MASTER_PORT names another port' if keeps else
+            f'waited {meet.patience_s:g} s at {meet.address} for process 0 of {world}, '
+            f'which never came ({reason}); {_ADVICE}') from error
+
+# %% ../../nbs/04_system.processes.ipynb #17d1d856
+class _Watch:
+    "How long the others have been silent, by the time that this process was awake."
+
+    def __init__(self, meet: _Appointment, store):
+        self.meet, self.store = meet, store
+        self.heard, self.silent, self.before = {}, {}, time.monotonic()
+
+    def late(self, ranks: set[int]) -> list[int]:
+        "Those who are gone, or silent for longer than patience lasts."
+        now, patience, key = time.monotonic(), self.meet.patience_s, self.meet.key
+        passed, self.before = min(now - self.before, 1 + patience / 8), now
+        late = []
+        for n in sorted(ranks - {self.meet.place.rank}):
+            if self.store.check([key('done', n)]):
+                continue
+            self._listen(n, passed)
+            if self.silent[n] > patience or self.store.check([key('failed', n)]):
+                late.append(n)
+        return late
+
+    def _listen(self, rank: int, passed: float) -> None:
+        "Look for a new sign of life."
+        alive = self.meet.key('alive', rank)
+        said = self.store.get(alive) if self.store.check([alive]) else None
+        is_silent = self.heard.get(rank, said) == said
+        self.silent[rank] = self.silent.get(rank, 0.0) + passed if is_silent else 0.0
+        self.heard[rank] = said
+
+# %% ../../nbs/04_system.processes.ipynb #81887ba8
+def _complaint(meet: _Appointment, store, late: list[int]) -> str:
+    "Who is missing, in words."
+    world = meet.place.world_size
+    gone = [n for n in late if store.check([meet.key('failed', n)])]
+    if gone:
+        said = store.get(meet.key('failed', gone[0])).decode(errors='replace')
+        return f'process {gone[0]} of {world} has ended: {said}'
+    came = [n for n in late if store.check([meet.key('alive', n)])]
+    processes = f'process{"es" * (len(late) > 1)} {", ".join(map(str, late))}'
+    what = 'gave no sign of life' if len(came) == len(late) else 'never came'
+    return (f'waited {meet.patience_s:g} s at {meet.address}: {processes} of {world} '
+            f'(counted from 0) {what}; {_ADVICE}')
+
+# %% ../../nbs/04_system.processes.ipynb #3a7991bb
+def _live(meet: _Appointment, store, over: threading.Event) -> None:
+    "Give a sign of life every few seconds, until the meeting is over or its list has gone."
+    count, watch = 0, _Watch(meet, store)
+    with contextlib.suppress(RuntimeError):
+        while not over.is_set():
+            count += 1
+            store.set(meet.key('alive', meet.place.rank), str(count))
+            late = watch.late(set(range(meet.place.world_size)))
+            if late and watch.silent[late[0]] > 2 * meet.patience_s + 5:
+                tell(f'neuroseg3d: error: {_complaint(meet, store, late)}')
+                os._exit(1)
+            over.wait(min(5.0, meet.patience_s / 8))
+
+# %% ../../nbs/04_system.processes.ipynb #2ce9a70d
+def _wait(meet: _Appointment, store, point: str) -> None:
+    "Come to a point, and wait until all others have."
+    watch, missing, pause = _Watch(meet, store), set(range(meet.place.world_size)), 0.001
+    store.set(meet.key(point, meet.place.rank), '')
+    while missing := {n for n in missing if not store.check([meet.key(point, n)])}:
+        if late := watch.late(missing):
+            raise InputError(_complaint(meet, store, late))
+        time.sleep(pause)
+        pause = min(0.1, 1.5 * pause)
+
+# %% ../../nbs/04_system.processes.ipynb #9ac2cc9a
 class Meeting:
     "The processes of a launcher, who tell each other that they live."
 
@@ -127,66 +293,22 @@ class Meeting:
         patience: float,  # seconds of silence
     ):
         self.place, self.patience, self.round = place, patience, 0
-        self.address = os.environ.get('MASTER_ADDR', '127.0.0.1'), _port()
-        self.store = self._reach()
+        self.meet = _appointment(place, patience)
+        self.store = _reach(self.meet)
         self.over = threading.Event()
-        self.heart = threading.Thread(target=self._live, args=(self._reach(),), daemon=True, name='sign of life')
+        words = self.meet, _reach(self.meet), self.over
+        self.heart = threading.Thread(target=_live, args=words, daemon=True, name='sign of life')
         self.heart.start()
 
-    def _reach(self):
-        "The common list, which process 0 keeps (or torchrun, for its own)."
-        from torch.distributed import TCPStore
-        (host, port), place = self.address, self.place
-        keeps = place.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True'
-        try:
-            return TCPStore(host, port, place.world_size, keeps, timedelta(seconds=self.patience), wait_for_workers=False, multi_tenant=True)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f'process 0 cannot listen at {host}:{port} ({reason}); MASTER_PORT names another port' if keeps else
-                             f'waited {self.patience:g} s at {host}:{port} for process 0 of {place.world_size}, which never came ({reason}); '
-                             f'{_ADVICE}') from error
-
-    def _key(self, what: str, rank: int) -> str:
-        return f'neuroseg3d/{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}/{what}/{rank}'
-
-    def _live(self, store) -> None:
-        "Give a sign of life every few seconds, until the meeting is over or its list has gone."
-        count, watch = 0, _Watch(self, store)
-        with contextlib.suppress(RuntimeError):
-            while not self.over.is_set():
-                count += 1
-                store.set(self._key('alive', self.place.rank), str(count))
-                late = watch.late(set(range(self.place.world_size)))
-                if late and watch.silent[late[0]] > 2 * self.patience + 5:  # the main thread waits where nothing can reach it
-                    tell(f'neuroseg3d: error: {self._complaint(late)}')
-                    os._exit(1)
-                self.over.wait(min(5.0, self.patience / 8))
-
     def wait_for_all(self) -> None:
-        "Wait until every process has come to this point; who is gone or silent is an error that names it."
+        "Wait until every process is here; who is gone or silent is an error that names it."
         self.round += 1
-        watch, missing, pause = _Watch(self, self.store), set(range(self.place.world_size)), 0.001
         try:
-            self.store.set(self._key(f'round {self.round}', self.place.rank), '')
-            while missing := {n for n in missing if not self.store.check([self._key(f'round {self.round}', n)])}:
-                if late := watch.late(missing):
-                    raise InputError(self._complaint(late))
-                time.sleep(pause)
-                pause = min(0.1, 1.5 * pause)
+            _wait(self.meet, self.store, f'round {self.round}')
         except RuntimeError as error:
-            host, port = self.address
-            raise InputError(f'process 0 of {self.place.world_size}, which kept the list at {host}:{port}, has gone; {_ADVICE}') from error
-
-    def _complaint(self, late: list[int]) -> str:
-        "Who is missing, in words."
-        gone = [n for n in late if self.store.check([self._key('failed', n)])]
-        if gone:
-            said = self.store.get(self._key('failed', gone[0])).decode(errors='replace')
-            return f'process {gone[0]} of {self.place.world_size} has ended: {said}'
-        came = [n for n in late if self.store.check([self._key('alive', n)])]
-        names = f'process{"es" * (len(late) > 1)} {", ".join(map(str, late))} of {self.place.world_size} (counted from 0)'
-        what = 'gave no sign of life' if len(came) == len(late) else 'never came'
-        return f'waited {self.patience:g} s at {":".join(map(str, self.address))}: {names} {what}; {_ADVICE}'
+            raise InputError(
+                f'process 0 of {self.place.world_size}, which kept the list at '
+                f'{self.meet.address}, has gone; {_ADVICE}') from error
 
     def close(
         self,
@@ -196,48 +318,17 @@ class Meeting:
         self.over.set()
         with contextlib.suppress(RuntimeError):
             text = f'{type(error).__name__}: {error}' if error is not None else ''
-            self.store.set(self._key('failed' if error is not None else 'done', self.place.rank), text[:500])
+            what = 'failed' if error is not None else 'done'
+            self.store.set(self.meet.key(what, self.place.rank), text[:500])
         self.heart.join(self.patience)  # the interpreter must not end while the thread talks
 
-
-_ADVICE = f'look at the output of that process, and whether all of them were started; {PATIENCE} says how long to wait'
-
-
-def _port() -> int:
-    text = os.environ.get('MASTER_PORT', '29500')
-    if not text.isdecimal() or not 0 < int(text) < 65_536:
-        raise InputError(f'MASTER_PORT: found {text!r}, expected a number from 1 to 65535')
-    return int(text)
-
-
-class _Watch:
-    "How long the others have been silent, by the time that this process was awake."
-
-    def __init__(self, meeting: Meeting, store):
-        self.meeting, self.store, self.heard, self.silent, self.before = meeting, store, {}, {}, time.monotonic()
-
-    def late(self, ranks: set[int]) -> list[int]:
-        "Those who are gone, or silent for longer than patience lasts."
-        now, key = time.monotonic(), self.meeting._key
-        passed, self.before = min(now - self.before, 1 + self.meeting.patience / 8), now  # a laptop that slept is not a dead partner
-        late = []
-        for n in sorted(ranks - {self.meeting.place.rank}):
-            if self.store.check([key('done', n)]):
-                continue
-            said = self.store.get(key('alive', n)) if self.store.check([key('alive', n)]) else None
-            self.silent[n] = self.silent.get(n, 0.0) + passed if self.heard.get(n, said) == said else 0.0
-            self.heard[n] = said
-            if self.silent[n] > self.meeting.patience or self.store.check([key('failed', n)]):
-                late.append(n)
-        return late
-
-
+# %% ../../nbs/04_system.processes.ipynb #2eec2f15
 _MEETING: list[Meeting] = []  # the one that goes on
 
 
 @contextlib.contextmanager
 def met() -> Iterator[Place]:
-    "Meet the other processes that a launcher has started; while this lasts, each knows whether the others live."
+    "Meet the other processes of the launcher; meanwhile each knows whether the others live."
     place = launched()
     if place.world_size == 1 or _MEETING:
         yield place
@@ -255,73 +346,27 @@ def met() -> Iterator[Place]:
         _MEETING.clear()
         meeting.close(problem)
 
-
-def lost_partner(
-    error: Exception,  # that ended work in common
-) -> InputError | None:  # None where it was something else
-    "Who has gone, where that is what an error of PyTorch's exchange means; it takes up to a minute to be sure."
-    exchange = isinstance(error, RuntimeError) and re.search(r'gloo|NCCL|Connection (closed|reset)|Socket', str(error))
-    for meeting in _MEETING if exchange else ():
-        try:
-            meeting.wait_for_all()
-        except InputError as found:
-            return found
-    return None
-
-
+# %% ../../nbs/04_system.processes.ipynb #9bb49248
 @contextlib.contextmanager
 def joined() -> Iterator[Place]:
-    "Meet the other processes that a launcher has started, so that `gather` gathers; alone, nothing happens."
+    "Meet the other processes of the launcher, so that `gather` gathers; alone, nothing happens."
     import torch.distributed as dist
     place = launched()
     if dist.is_available() and dist.is_initialized():  # they have met already
-        yield Place(dist.get_rank(), dist.get_world_size(), place.local_rank, place.num_nodes, place.launcher)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        yield Place(rank, world, place.local_rank, place.num_nodes, place.launcher)
         return
     with met() as place:
-        if place.world_size > 1:
-            dist.init_process_group('gloo', timeout=timedelta(seconds=max(60.0, patience_s())))  # `gather` waits before it uses it
+        if place.world_size > 1:  # `gather` waits before it uses it
+            patience = timedelta(seconds=max(60.0, patience_s()))
+            dist.init_process_group('gloo', timeout=patience)
         try:
             yield place
         finally:
             if place.world_size > 1:
                 dist.destroy_process_group()
 
-# %% ../../nbs/04_system.processes.ipynb #e8e03bef
-def device_layout(
-    devices: int | str,  # asked for: processes a machine, or 'auto'
-    num_nodes: int,  # asked for: machines
-    place: Place | None = None,  # None: what the launcher says
-) -> tuple[int | str, int]:  # devices and num_nodes for Lightning
-    "Processes a machine, and machines."
-    place = place or launched()
-    if not place.launcher or place.launcher == 'srun' and place.world_size == 1:
-        return _own_layout(devices, num_nodes)
-    if (devices, num_nodes) == (place.devices, place.num_nodes):
-        return devices, num_nodes
-    if (devices, num_nodes) in ((1, 1), ('auto', 1), ('auto', place.num_nodes)):
-        return place.devices, place.num_nodes
-    raise InputError(f'found trainer.devices {devices} and trainer.num_nodes {num_nodes}, but the launcher has started '
-                     f'{place.devices} processes on each of {place.num_nodes} machines; leave the settings out or make them agree')
-
-
-def _own_layout(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
-    "Processes that nobody has started yet: this machine's can be, those of other machines cannot."
-    told = [k for k in ('MASTER_ADDR', 'MASTER_PORT', 'NODE_RANK') if k in os.environ]
-    if num_nodes > 1 and len(told) < 3:
-        raise InputError(f'found trainer.num_nodes {num_nodes}, but nobody has started a process on the other machines; run the '
-                         'command by torchrun or srun, or on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set')
-    return devices, num_nodes
-
-# %% ../../nbs/04_system.processes.ipynb #0d0c2063
-def share(
-    items: Sequence[T],  # the same list in every process
-    place: Place | None = None,  # None: what the launcher says
-) -> list[T]:
-    "This process's part of a list."
-    place = place or launched()
-    return list(items)[place.rank::place.world_size]
-
-
+# %% ../../nbs/04_system.processes.ipynb #48ce9ca3
 def gather(
     items: list[T],  # this process's; plain values
 ) -> list[T]:  # in the order of the processes
@@ -335,12 +380,39 @@ def gather(
     try:
         dist.all_gather_object(parts, list(items))
     except RuntimeError as error:
-        raise InputError(f'a process of {dist.get_world_size()} has gone while lists were exchanged ({str(error).splitlines()[0]}); {_ADVICE}') from error
+        raise InputError(
+            f'a process of {dist.get_world_size()} has gone while lists were exchanged '
+            f'({str(error).splitlines()[0]}); {_ADVICE}') from error
     return [item for part in parts for item in part]
 
-# %% ../../nbs/04_system.processes.ipynb #43120034
+# %% ../../nbs/04_system.processes.ipynb #050bf608
+def lost_partner(
+    error: Exception,  # that ended work in common
+) -> InputError | None:  # None where it was something else
+    "Who has gone, if an error of PyTorch's exchange means that; takes up to a minute to be sure."
+    signs = r'gloo|NCCL|Connection (closed|reset)|Socket'
+    exchange = isinstance(error, RuntimeError) and re.search(signs, str(error))
+    for meeting in _MEETING if exchange else ():
+        try:
+            meeting.wait_for_all()
+        except InputError as found:
+            return found
+    return None
+
+# %% ../../nbs/04_system.processes.ipynb #556f8b36
+def _end(child: subprocess.Popen, ask: Callable[[], None], patience_s: float = 10) -> int:
+    "Ask a process to end; one that does not is killed. Its exit code."
+    with contextlib.suppress(ProcessLookupError):
+        ask()
+    try:
+        return child.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
+
+# %% ../../nbs/04_system.processes.ipynb #c96682e4
 def run_while_parent_lives(
-    commands: Sequence[Sequence[str]],  # one after the other; later ones run whatever became of the earlier
+    commands: Sequence[Sequence[str]],  # one after the other, whatever became of the earlier
     patience_s: float = 10,  # between the end of the parent and that of the command
 ) -> int:  # exit code of the last
     "Run commands, and end them when the parent process is gone."
@@ -355,29 +427,20 @@ def run_while_parent_lives(
                 return _end(child, child.terminate)
     return code
 
-
-def _end(child: subprocess.Popen, ask: Callable[[], None], patience_s: float = 10) -> int:
-    "Ask a process to end; one that does not is killed. Its exit code."
-    with contextlib.suppress(ProcessLookupError):
-        ask()
-    try:
-        return child.wait(patience_s)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait()
-
-
+# %% ../../nbs/04_system.processes.ipynb #3213e0e0
 def start_attached(
     commands: Sequence[Sequence[str]],  # for `run_while_parent_lives`
     patience_s: float = 10,  # likewise
     **options,  # of subprocess.Popen: stdout, env, ...
 ) -> subprocess.Popen:
-    "Start commands that end with this process; they have a process group of their own, so Ctrl-C does not reach them."
+    "Start commands that end with this process, but not by Ctrl-C: they have a group of their own."
+    words = f'{[list(c) for c in commands]!r}, {patience_s}'
     code = ('import sys; from neuroseg3d.system.processes import run_while_parent_lives; '
-            f'sys.exit(run_while_parent_lives({[list(c) for c in commands]!r}, {patience_s}))')
-    return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.DEVNULL, start_new_session=True, **options)
+            f'sys.exit(run_while_parent_lives({words}))')
+    command = [sys.executable, '-c', code]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
 
-
+# %% ../../nbs/04_system.processes.ipynb #c48321cb
 def end_group(
     child: subprocess.Popen,  # that was asked to end; the first of its process group
     patience_s: float = 20,  # that it has for that
@@ -390,19 +453,28 @@ def end_group(
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
+# %% ../../nbs/04_system.processes.ipynb #a742fe18
+def _torchrun_variables(processes: int) -> dict[str, str]:
+    "The environment of all processes of one machine, which meet at a free port."
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes), 'GROUP_RANK': '0',
+        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port),
+    }
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    return {**shared, 'OMP_NUM_THREADS': shared.get('OMP_NUM_THREADS') or threads}
 
+# %% ../../nbs/04_system.processes.ipynb #58a8dde1
 def run_together(
     command: Sequence[str],  # the same for all
     processes: int,  # of this machine
 ) -> int:  # exit code: 0 when all of them are done, else that of the first that failed
-    "Run a command in several processes that find torchrun's variables; when one fails, the others are ended."
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes), 'GROUP_RANK': '0',
-                           'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    shared['OMP_NUM_THREADS'] = shared.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // processes))
-    children = [start_attached([command], env=shared | {'RANK': str(n), 'LOCAL_RANK': str(n)}) for n in range(processes)]
+    "Run a command in several processes that find torchrun's variables; one that fails ends all."
+    shared = _torchrun_variables(processes)
+    children = [start_attached([command], env=shared | {'RANK': str(n), 'LOCAL_RANK': str(n)})
+                for n in range(processes)]
     try:
         while any(c.poll() is None for c in children) and not any(c.poll() for c in children):
             time.sleep(0.05)
@@ -413,7 +485,7 @@ def run_together(
         for child in children:
             end_group(child)
 
-# %% ../../nbs/04_system.processes.ipynb #b1d00e02
+# %% ../../nbs/04_system.processes.ipynb #eff7ce6e
 class Progress:
     "Whether processes of this machine get on: by the processor time that they take."
 
@@ -421,13 +493,14 @@ class Progress:
         self,
         work: str,  # what they do, for the error
     ):
-        self.work, self.patience, self.used, self.since = work, patience_s(), {}, time.monotonic()
+        self.work, self.patience = work, patience_s()
+        self.used, self.since = {}, time.monotonic()
 
     def check(
         self,
         processes: Sequence[int],  # their numbers
     ) -> None:
-        "Where none of them has taken any for longer than patience lasts, it is an error that names them."
+        "If none of them takes any for longer than patience lasts, an error names them."
         import psutil
         used = {}
         for number in processes:
@@ -436,39 +509,13 @@ class Progress:
         if used != self.used:
             self.used, self.since = used, time.monotonic()
         elif time.monotonic() - self.since > self.patience:
-            raise InputError(f'{self.work}: waited {self.patience:g} s for process(es) {", ".join(map(str, processes))}, which do nothing; look whether '
-                             f'they hang (a disk that does not answer, a stopped process); {PATIENCE} says how long to wait')
+            names = ', '.join(map(str, processes))
+            raise InputError(
+                f'{self.work}: waited {self.patience:g} s for process(es) {names}, which do '
+                'nothing; look whether they hang (a disk that does not answer, '
+                f'a stopped process); {PATIENCE} says how long to wait')
 
-# %% ../../nbs/04_system.processes.ipynb #1d864c2a
-def free_memory() -> int:
-    "Bytes that can still be taken: the system's or the container's, whichever is less."
-    import psutil
-    free = float(psutil.virtual_memory().available)
-    for folder in _cgroup_folders():
-        for limit, used in (('memory.max', 'memory.current'), ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
-            most = _read_number(f'{folder}/{limit}')
-            if most is not None:
-                free = min(free, most - (_read_number(f'{folder}/{used}') or 0) + _cached(folder))
-    return max(0, int(free))
-
-
-def _cached(folder: str) -> float:
-    "What a container's files take of its memory, and give back when it is needed."
-    try:
-        facts = dict(line.split() for line in Path(f'{folder}/memory.stat').read_text().splitlines())
-        return float(facts.get('total_inactive_file', facts.get('inactive_file', 0)))
-    except (OSError, ValueError):
-        return 0.0
-
-
-def _read_number(path: str) -> float | None:
-    "The number in a file of the kernel, None where there is none."
-    try:
-        return float(Path(path).read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
+# %% ../../nbs/04_system.processes.ipynb #64c48d79
 def _cgroup_folders() -> list[str]:
     "Folders that may hold this process's limits, innermost first."
     folders = ['/sys/fs/cgroup', '/sys/fs/cgroup/memory']
@@ -479,6 +526,40 @@ def _cgroup_folders() -> list[str]:
     for line in lines:
         _, controllers, inner = line.split(':', 2)
         if controllers in ('', 'memory'):
-            path = Path('/sys/fs/cgroup/memory' if controllers else '/sys/fs/cgroup') / inner.lstrip('/')
-            folders = [str(p) for p in (path, *path.parents) if str(p).startswith('/sys/fs/cgroup')] + folders
+            root = Path('/sys/fs/cgroup/memory' if controllers else '/sys/fs/cgroup')
+            path = root / inner.lstrip('/')
+            inside = [str(p) for p in (path, *path.parents) if str(p).startswith('/sys/fs/cgroup')]
+            folders = inside + folders
     return folders
+
+# %% ../../nbs/04_system.processes.ipynb #8a9931a2
+def _read_number(path: str) -> float | None:
+    "The number in a file of the kernel, None where there is none."
+    try:
+        return float(Path(path).read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+# %% ../../nbs/04_system.processes.ipynb #225599e8
+def _cached(folder: str) -> float:
+    "What a container's files take of its memory, and give back when it is needed."
+    try:
+        lines = Path(f'{folder}/memory.stat').read_text().splitlines()
+        facts = dict(line.split() for line in lines)
+        return float(facts.get('total_inactive_file', facts.get('inactive_file', 0)))
+    except (OSError, ValueError):
+        return 0.0
+
+# %% ../../nbs/04_system.processes.ipynb #40c95d6e
+def free_memory() -> int:
+    "Bytes that can still be taken: the system's or the container's, whichever is less."
+    import psutil
+    free = float(psutil.virtual_memory().available)
+    for folder in _cgroup_folders():
+        for limit, used in (('memory.max', 'memory.current'),
+                            ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
+            most = _read_number(f'{folder}/{limit}')
+            if most is not None:
+                taken = _read_number(f'{folder}/{used}') or 0
+                free = min(free, most - taken + _cached(folder))
+    return max(0, int(free))
