@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
 from scipy.spatial import ConvexHull
@@ -22,10 +23,18 @@ from ..plots.views import make_view, to_ras
 __all__ = ['section_diameters', 'Diameters', 'lesion_diameters', 'sum_of_products_mm2', 'draw_diameters']
 
 # %% ../../nbs/61_evaluation.diameters.ipynb #a62733ee
+def _edges(section: np.ndarray) -> np.ndarray:
+    "Middles of the edges of the pixels at the border, in pixels."
+    inner = ndimage.binary_erosion(section)
+    pixels = np.argwhere(section & ~inner).astype(float)
+    steps = (0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)
+    return np.unique(np.concatenate([pixels + d for d in steps]), axis=0)
+
+# %% ../../nbs/61_evaluation.diameters.ipynb #b9e0e183
 def section_diameters(
     section: np.ndarray,  # bool (X, Y), at least one pixel
-    spacing_mm: Sequence[float] | np.ndarray,  # pixel edges, or the steps along both axes as columns (2, 2) where they lean
-) -> tuple[float, float, np.ndarray]:  # longest, perpendicular, in mm; four ends in pixels (4, 2): of the longest, of the other
+    spacing_mm: Sequence[float] | np.ndarray,  # pixel edges, or (2, 2) steps where axes lean
+) -> tuple[float, float, np.ndarray]:  # longest, perpendicular, mm; their four ends, pixels (4, 2)
     "The two diameters of a section."
     steps = np.asarray(spacing_mm) if np.ndim(spacing_mm) == 2 else np.diag(spacing_mm)
     points = _edges(section) @ steps.T
@@ -40,13 +49,6 @@ def section_diameters(
     at = int((high - low).argmax())
     ends = [a, b, a + u[at] * along + low[at] * across, a + u[at] * along + high[at] * across]
     return float(gaps.max()), float(high[at] - low[at]), np.linalg.solve(steps, np.array(ends).T).T
-
-
-def _edges(section: np.ndarray) -> np.ndarray:
-    "Middles of the edges of the pixels at the border, in pixels."
-    inner = ndimage.binary_erosion(section)
-    pixels = np.argwhere(section & ~inner).astype(float)
-    return np.unique(np.concatenate([pixels + d for d in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))]), axis=0)
 
 # %% ../../nbs/61_evaluation.diameters.ipynb #e51f0ff7
 @dataclass(frozen=True)
@@ -66,7 +68,23 @@ class Diameters:
         "Both at least 10 mm."
         return min(self.longest_mm, self.perpendicular_mm) >= 10
 
+# %% ../../nbs/61_evaluation.diameters.ipynb #2b2c1c0b
+def _in_plane(grid: Geometry) -> Sequence[float] | np.ndarray:
+    "Pixel edges of a slice, or its steps in the plane where the axes lean."
+    return np.linalg.qr(grid.affine[:3, :2])[1] if grid.is_sheared else grid.spacing_mm[:2]
 
+# %% ../../nbs/61_evaluation.diameters.ipynb #a29a7502
+def _longest(lesion: np.ndarray, start: Sequence[int], grid: Geometry) -> Diameters:
+    "Of a lesion's slices, the one with the longest diameter."
+    best = None
+    for z in np.flatnonzero(lesion.any(axis=(0, 1))):
+        longest, other, ends = section_diameters(lesion[:, :, z], _in_plane(grid))
+        if best is None or longest > best[0]:
+            best = longest, other, np.column_stack([ends, np.full(4, z)])
+    voxels = best[2] + np.array(start)
+    return Diameters(*best[:2], voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3])
+
+# %% ../../nbs/61_evaluation.diameters.ipynb #7d0fb9f7
 def lesion_diameters(
     mask: np.ndarray,  # bool (X, Y, Z), any orientation
     geometry: Geometry,  # its grid
@@ -83,23 +101,7 @@ def lesion_diameters(
             found.append(_longest(lesion, [w.start + s.start for w, s in zip(whole, box)], grid))
     return sorted(found, key=lambda d: -d.product_mm2)
 
-
-def _longest(lesion: np.ndarray, start: Sequence[int], grid: Geometry) -> Diameters:
-    "Of a lesion's slices, the one with the longest diameter."
-    best = None
-    for z in np.flatnonzero(lesion.any(axis=(0, 1))):
-        longest, other, ends = section_diameters(lesion[:, :, z], _in_plane(grid))
-        if best is None or longest > best[0]:
-            best = longest, other, np.column_stack([ends, np.full(4, z)])
-    voxels = best[2] + np.array(start)
-    return Diameters(*best[:2], voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3])
-
-
-def _in_plane(grid: Geometry) -> Sequence[float] | np.ndarray:
-    "Pixel edges of a slice, or its steps in the plane where the axes lean."
-    return np.linalg.qr(grid.affine[:3, :2])[1] if grid.is_sheared else grid.spacing_mm[:2]
-
-
+# %% ../../nbs/61_evaluation.diameters.ipynb #d9a588e1
 def sum_of_products_mm2(
     lesions: Sequence[Diameters],  # of `lesion_diameters`
     targets: int = 5,  # lesions that count, at most
@@ -108,19 +110,27 @@ def sum_of_products_mm2(
     return float(sum(d.product_mm2 for d in [d for d in lesions if d.measurable][:targets]))
 
 # %% ../../nbs/61_evaluation.diameters.ipynb #927638d7
+def _draw_line(ax: Axes, x: np.ndarray, y: np.ndarray, text: str, below: float) -> None:
+    "One diameter and its length."
+    rim = [withStroke(linewidth=2.4, foreground='black')]  # ET is as bright as the lines
+    ax.plot(x, y, color='#E8EAED', linewidth=1.1, marker='|', markersize=4,
+            scalex=False, scaley=False, path_effects=rim)
+    ax.annotate(text, (x[1], y[1]), xytext=(3, below), textcoords='offset points',
+                color='#E8EAED', fontsize=7, path_effects=rim)
+
+# %% ../../nbs/61_evaluation.diameters.ipynb #899ef9f6
 def draw_diameters(
-    figure: Picture,  # of `show_planes`, through the slice of the diameters; its first panel is axial
+    figure: Picture,  # of `show_planes` through the slice of the diameters, axial first
     case: Case,  # that it shows
     found: Diameters,  # of `lesion_diameters`
 ) -> Picture:  # the same figure
     "Draw two diameters, with their lengths."
     view, ax = make_view(case), figure.axes[0]
     width, _ = view.extent_mm('axial')
-    voxels = np.linalg.solve(view.geometry.affine, np.column_stack([found.ends_mm, np.ones(4)]).T)[:2].T
+    ends = np.column_stack([found.ends_mm, np.ones(4)]).T
+    voxels = np.linalg.solve(view.geometry.affine, ends)[:2].T
     places = (voxels + 0.5) * view.geometry.spacing_mm[:2]
     x, y = width - places[:, 0], places[:, 1]
-    rim = [withStroke(linewidth=2.4, foreground='black')]  # enhancing tumour is as bright as the lines
-    for i, length, below in ((0, found.longest_mm, 3), (2, found.perpendicular_mm, -9)):
-        ax.plot(x[i:i + 2], y[i:i + 2], color='#E8EAED', linewidth=1.1, marker='|', markersize=4, scalex=False, scaley=False, path_effects=rim)
-        ax.annotate(f'{length:.0f} mm', (x[i + 1], y[i + 1]), xytext=(3, below), textcoords='offset points', color='#E8EAED', fontsize=7, path_effects=rim)
+    _draw_line(ax, x[:2], y[:2], f'{found.longest_mm:.0f} mm', below=3)
+    _draw_line(ax, x[2:], y[2:], f'{found.perpendicular_mm:.0f} mm', below=-9)
     return figure

@@ -28,15 +28,15 @@ from ..studies.layouts import Study, find_cases
 from ..system.folders import Results
 
 # %% auto #0
-__all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'describe_case', 'content_hash', 'find_duplicates',
-           'features', 'find_outliers', 'fingerprint', 'summarise_cohort', 'show_intensities', 'show_volumes',
+__all__ = ['PERCENTILES', 'describe_intensity', 'describe_contrast', 'content_hash', 'describe_case', 'find_duplicates',
+           'features', 'find_outliers', 'summarise_cohort', 'fingerprint', 'show_intensities', 'show_volumes',
            'show_contrast', 'write_eda']
 
 # %% ../../nbs/66_evaluation.eda.ipynb #f8f484b1
 #: Percentiles of the intensities that a fingerprint keeps.
 PERCENTILES: tuple[float, ...] = (0.5, 5, 25, 50, 75, 95, 99.5)
 
-
+# %% ../../nbs/66_evaluation.eda.ipynb #55b75b58
 def describe_intensity(
     volume: np.ndarray,  # (X, Y, Z)
 ) -> dict:  # in the unit of the file
@@ -45,59 +45,86 @@ def describe_intensity(
     if not values.size:
         return {'voxels': 0}
     levels = np.percentile(values, PERCENTILES)
-    return {'voxels': int(values.size), 'mean': float(values.mean(dtype=np.float64)), 'sd': float(values.std(dtype=np.float64)),
+    return {'voxels': int(values.size), 'mean': float(values.mean(dtype=np.float64)),
+            'sd': float(values.std(dtype=np.float64)),
             'min': float(values.min()), 'max': float(values.max()),
             'percentiles': {f'{p:g}': float(v) for p, v in zip(PERCENTILES, levels)}}
 
+# %% ../../nbs/66_evaluation.eda.ipynb #122cdefb
+def _z_scores(volume: np.ndarray, masks: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    "Mean and standard deviation within each mask, in z-scores of the non-zero voxels."
+    whole = volume[volume != 0]
+    if not whole.size or not (spread := whole.std(dtype=np.float64)) > 0:
+        return {}
+    middle = whole.mean(dtype=np.float64)
+    inside = {name: volume[mask & (volume != 0)] for name, mask in masks.items()}
+    return {name: {'mean': float((v.mean(dtype=np.float64) - middle) / spread),
+                   'sd': float(v.std(dtype=np.float64) / spread)}
+            for name, v in inside.items() if v.size}
 
+# %% ../../nbs/66_evaluation.eda.ipynb #ae292cc5
 def describe_contrast(
     case: Case,  # with a label
-) -> dict[str, dict[str, dict[str, float]]]:  # modality -> region or 'rest' -> mean, sd; z-scores over non-zero voxels
-    "How far each region stands out from the brain in each sequence; 'rest' is the brain outside the tumour."
-    masks = {**{r: np.isin(case.label, labels) for r, labels in REGIONS.items()}, 'rest': case.brain & (case.label == 0)}
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for modality, volume in zip(case.modalities, case.image):
-        whole = volume[volume != 0]
-        middle, spread = (whole.mean(dtype=np.float64), whole.std(dtype=np.float64)) if whole.size else (0.0, 0.0)
-        inside = {name: volume[mask & (volume != 0)] for name, mask in masks.items()} if spread > 0 else {}
-        found[modality] = {name: {'mean': float((v.mean(dtype=np.float64) - middle) / spread),
-                                  'sd': float(v.std(dtype=np.float64) / spread)} for name, v in inside.items() if v.size}
-    return found
+) -> dict[str, dict[str, dict[str, float]]]:  # modality -> region or 'rest' -> mean, sd
+    "How far each region stands out, in z-scores; 'rest' is the brain outside the tumour."
+    masks = {r: np.isin(case.label, labels) for r, labels in REGIONS.items()}
+    masks['rest'] = case.brain & (case.label == 0)
+    return {m: _z_scores(volume, masks) for m, volume in zip(case.modalities, case.image)}
 
+# %% ../../nbs/66_evaluation.eda.ipynb #97c2e09f
+def content_hash(
+    identity: Identity,  # of a case
+) -> str:  # 16 hexadecimal digits
+    "One hash for the voxels of all sequences, equal for equal images however they are stored."
+    text = json.dumps(sorted(identity.images.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+# %% ../../nbs/66_evaluation.eda.ipynb #fd01ec5c
+def _describe_label(case: Case) -> dict:
+    "Voxels of each label, volume and contrast of each region."
+    counts = np.bincount(case.label.ravel(), minlength=len(LABEL_NAMES))
+    return {'labels': {name: int(counts[label]) for label, name in LABEL_NAMES.items()},
+            'regions_ml': {r: case.volume_ml(r) for r in REGIONS},
+            'contrast': describe_contrast(case)}
+
+# %% ../../nbs/66_evaluation.eda.ipynb #3caa4a47
 def describe_case(
     case: Case,  # on its native grid
     identity: Identity | None = None,  # of it, where it is known
 ) -> dict:  # plain values, fit for JSON
     "What is known of a case without looking at it."
-    grid, brain = case.geometry, case.brain
-    box = make_view(case, margin_mm=0).geometry
+    grid, box = case.geometry, make_view(case, margin_mm=0).geometry
     record = {
         'case': case.id, 'patient': patient_of(case.id), 'shape': list(grid.shape),
         'spacing_mm': [round(s, 4) for s in grid.spacing_mm], 'orientation': grid.orientation,
-        'brain_ml': float(brain.sum() * grid.voxel_ml),
+        'brain_ml': float(case.brain.sum() * grid.voxel_ml),
         'brain_box_mm': [float(n * s) for n, s in zip(box.shape, box.spacing_mm)],
         'intensity': {m: describe_intensity(v) for m, v in zip(case.modalities, case.image)},
-        'schema': case.schema, 'labels': None, 'regions_ml': None, 'contrast': None, 'hash': content_hash(identity or identify(case)),
+        'schema': case.schema, 'labels': None, 'regions_ml': None, 'contrast': None,
+        'hash': content_hash(identity or identify(case)),
     }
-    if case.label is not None:
-        counts = np.bincount(case.label.ravel(), minlength=len(LABEL_NAMES))
-        record['labels'] = {name: int(counts[label]) for label, name in LABEL_NAMES.items()}
-        record['regions_ml'] = {r: case.volume_ml(r) for r in REGIONS}
-        record['contrast'] = describe_contrast(case)
-    return record
-
-# %% ../../nbs/66_evaluation.eda.ipynb #7f8f0cd8
-def content_hash(
-    identity: Identity,  # of a case
-) -> str:  # 16 hexadecimal digits
-    "One hash for the voxels of all sequences: equal for equal images, whatever the files are called or how they are stored."
-    return hashlib.sha256(json.dumps(sorted(identity.images.items())).encode()).hexdigest()[:16]
+    return record if case.label is None else record | _describe_label(case)
 
 # %% ../../nbs/66_evaluation.eda.ipynb #add197e2
 _PERHAPS = 0.7  # likeness from which two cases are worth a look
 
 
+def _relation(a: dict, b: dict, alike: float, shared: list[str]) -> tuple[str, str] | None:
+    "What two cases have to do with each other, and the reason; None where nothing."
+    if a['hash'] == b['hash']:
+        return 'identical', 'identical voxels'
+    if shared:
+        return 'identical', f'identical voxels of {", ".join(shared)}'
+    if alike >= SAME_EXAM:
+        return 'similar', f'the same head: likeness {alike:.2f}'
+    if a['patient'] == b['patient']:
+        return 'patient', f'two scans of patient {a["patient"]}: keep them in one fold'
+    if alike >= _PERHAPS:
+        about = f'likeness {alike:.2f}; have a look'
+        return 'perhaps', f'perhaps one patient at two dates: {about}'
+    return None
+
+# %% ../../nbs/66_evaluation.eda.ipynb #4be71246
 def find_duplicates(
     records: list[dict],  # of `describe_case`
     exams: list[Identity],  # of the same cases
@@ -106,20 +133,11 @@ def find_duplicates(
     alike, found = likeness(exams, exams), []
     for j, b in enumerate(records):
         for i, a in enumerate(records[:j]):
-            r, shared = float(alike[i, j]), sorted(k for k, v in exams[i].voxels.items() if exams[j].voxels.get(k) == v)
-            if a['hash'] == b['hash']:
-                kind, reason = 'identical', 'identical voxels'
-            elif shared:
-                kind, reason = 'identical', f'identical voxels of {", ".join(shared)}'
-            elif r >= SAME_EXAM:
-                kind, reason = 'similar', f'the same head: likeness {r:.2f}'
-            elif a['patient'] == b['patient']:
-                kind, reason = 'patient', f'two scans of patient {a["patient"]}: keep them in one fold'
-            elif r >= _PERHAPS:
-                kind, reason = 'perhaps', f'perhaps one patient at two dates: likeness {r:.2f}; have a look'
-            else:
-                continue
-            found.append({'cases': [a['case'], b['case']], 'kind': kind, 'likeness': round(r, 4), 'reason': reason})
+            r, other = float(alike[i, j]), exams[j].voxels
+            shared = sorted(k for k, v in exams[i].voxels.items() if other.get(k) == v)
+            if relation := _relation(a, b, r, shared):
+                found.append({'cases': [a['case'], b['case']], 'kind': relation[0],
+                              'likeness': round(r, 4), 'reason': relation[1]})
     return found
 
 # %% ../../nbs/66_evaluation.eda.ipynb #8ecd4419
@@ -127,7 +145,8 @@ def features(
     record: dict,  # of `describe_case`
 ) -> dict[str, float]:  # name with unit -> value, >= 0
     "The numbers of a case that are compared across the cohort."
-    found = {'brain volume, mL': record['brain_ml'], 'largest voxel edge, mm': max(record['spacing_mm']),
+    found = {'brain volume, mL': record['brain_ml'],
+             'largest voxel edge, mm': max(record['spacing_mm']),
              'smallest voxel edge, mm': min(record['spacing_mm'])}
     for modality, d in record['intensity'].items():
         if d['voxels'] and d['mean'] > 0:
@@ -136,7 +155,35 @@ def features(
         found[f'{region} volume, mL'] = volume
     return found
 
+# %% ../../nbs/66_evaluation.eda.ipynb #602fe9c0
+def _robust_z(values: np.ndarray, least_value: float) -> np.ndarray:
+    "Robust z-scores of logarithms; smaller values count as the least one."
+    logs = np.log(np.maximum(values, least_value))
+    known = logs[np.isfinite(logs)]
+    scale = max(1.4826 * np.median(np.abs(known - np.median(known))), 0.05)
+    return (logs - np.median(known)) / scale
 
+
+def _outlier(case: str, name: str, value: float, median: float, z: float) -> dict:
+    text = f'{name} {value:.4g}; the median is {median:.4g} (robust z {z:+.1f})'
+    return {'case': case, 'feature': name, 'value': float(value), 'median': median,
+            'robust_z': round(z, 2), 'reason': text}
+
+# %% ../../nbs/66_evaluation.eda.ipynb #01d893b2
+def _minorities(records: list[dict]) -> list[dict]:
+    "Cases whose orientation or schema differs from that of nearly all others."
+    found = []
+    for key in ('orientation', 'schema'):
+        counts = Counter(r[key] for r in records if r[key])
+        (common, n), total = counts.most_common(1)[0] if counts else ('', 0), sum(counts.values())
+        for record in records:
+            if total >= 5 and n >= 0.8 * total and record[key] and record[key] != common:
+                text = f'{key} {record[key]}; {n} of {total} cases have {common}'
+                found.append({'case': record['case'], 'feature': key, 'value': record[key],
+                              'median': common, 'robust_z': None, 'reason': text})
+    return found
+
+# %% ../../nbs/66_evaluation.eda.ipynb #c01c29ad
 def find_outliers(
     records: list[dict],  # of `describe_case`
     limit: float = 3.5,  # robust standard deviations
@@ -147,35 +194,16 @@ def find_outliers(
     found = []
     for name in dict.fromkeys(n for row in table for n in row):
         values = np.array([row.get(name, np.nan) for row in table])
-        known = np.isfinite(values)
-        if known.sum() < least:
+        known = values[np.isfinite(values)]
+        if len(known) < least:
             continue
-        logs = np.log(np.maximum(values, 0.1 if 'volume' in name else 1e-9))  # 0.1 mL and none at all are alike
-        middle = np.median(logs[known])
-        scale = max(1.4826 * np.median(np.abs(logs[known] - middle)), 0.05)
-        for record, value, z in zip(records, values, (logs - middle) / scale):
+        # 0.1 mL and none at all are alike
+        scores = _robust_z(values, 0.1 if 'volume' in name else 1e-9)
+        for record, value, z in zip(records, values, scores):
             if abs(z) > limit:
-                found.append(_outlier(record['case'], name, value, float(np.median(values[known])), float(z)))
+                middle = float(np.median(known))
+                found.append(_outlier(record['case'], name, value, middle, float(z)))
     return sorted(found, key=lambda o: -abs(o['robust_z'])) + _minorities(records)
-
-
-def _outlier(case: str, name: str, value: float, median: float, z: float) -> dict:
-    text = f'{name} {value:.4g}; the median is {median:.4g} (robust z {z:+.1f})'
-    return {'case': case, 'feature': name, 'value': float(value), 'median': median, 'robust_z': round(z, 2), 'reason': text}
-
-
-def _minorities(records: list[dict]) -> list[dict]:
-    "Cases whose orientation or schema differs from that of nearly all others."
-    found = []
-    for key in ('orientation', 'schema'):
-        counts = Counter(r[key] for r in records if r[key])
-        (common, n), total = counts.most_common(1)[0] if counts else ('', 0), sum(counts.values())
-        for record in records:
-            if total >= 5 and n >= 0.8 * total and record[key] and record[key] != common:
-                text = f'{key} {record[key]}; {n} of {total} cases have {common}'
-                found.append({'case': record['case'], 'feature': key, 'value': record[key], 'median': common, 'robust_z': None,
-                              'reason': text})
-    return found
 
 # %% ../../nbs/66_evaluation.eda.ipynb #5d8a88c9
 def _load(source: Study | Case) -> tuple[Case, list[str]]:
@@ -190,10 +218,58 @@ def _load(source: Study | Case) -> tuple[Case, list[str]]:
             if not source.is_labelled:
                 raise
             case, remarks = read_case(source, with_label=False), [f'label not read: {error}']
-    remarks += [f'{name} {text}' for name, text in alignment_flags(case.image, case.geometry, case.modalities).items()]
+    flags = alignment_flags(case.image, case.geometry, case.modalities)
+    remarks += [f'{name} {text}' for name, text in flags.items()]
     return case, remarks + [str(w.message) for w in caught]
 
+# %% ../../nbs/66_evaluation.eda.ipynb #9862e92c
+def _spread(values: Iterable[float]) -> dict[str, float] | None:
+    "Median, quartiles and range."
+    found = np.array([v for v in values if v is not None and math.isfinite(v)])
+    if not found.size:
+        return None
+    names = ('min', 'p25', 'median', 'p75', 'max')
+    return {k: float(v) for k, v in zip(names, np.percentile(found, (0, 25, 50, 75, 100)))}
 
+# %% ../../nbs/66_evaluation.eda.ipynb #8a0824a4
+def _regions_of(records: list[dict]) -> dict:
+    "Volumes and contrast of the regions over labelled cases, and how many cases lack one."
+    places = (*REGIONS, 'rest')
+    contrasts = {m: [c['contrast'].get(m, {}) for c in records] for m in MODALITIES}
+    return {
+        'regions_ml': {r: _spread(c['regions_ml'][r] for c in records) for r in REGIONS},
+        'contrast': {m: {r: _spread(c.get(r, {}).get('mean') for c in found) for r in places}
+                     for m, found in contrasts.items()},
+        'without_region': {r: sum(c['regions_ml'][r] == 0 for c in records) for r in REGIONS},
+    }
+
+# %% ../../nbs/66_evaluation.eda.ipynb #a288f9e0
+def summarise_cohort(
+    records: list[dict],  # of `describe_case`
+) -> dict:  # spreads over cases, counts
+    "The cohort in a few numbers."
+    labelled = [r for r in records if r['regions_ml']]
+    intensity = {m: [r['intensity'].get(m, {}) for r in records] for m in MODALITIES}
+    return {
+        'cases': len(records), 'labelled': len(labelled),
+        'patients': len({r['patient'] for r in records}),
+        'layouts': dict(Counter(r.get('layout') or 'in memory' for r in records)),
+        'orientations': dict(Counter(r['orientation'] for r in records)),
+        'schemas': dict(Counter(r['schema'] for r in labelled)),
+        'shape': [_spread(r['shape'][a] for r in records) for a in range(3)],
+        'spacing_mm': [_spread(r['spacing_mm'][a] for r in records) for a in range(3)],
+        'brain_ml': _spread(r['brain_ml'] for r in records),
+        'intensity': {m: {k: _spread(d.get(k) for d in found) for k in ('mean', 'sd')}
+                      for m, found in intensity.items()},
+    } | _regions_of(labelled)
+
+# %% ../../nbs/66_evaluation.eda.ipynb #1c15a57c
+def _error_text(error: Exception) -> str:
+    "What is told of a case that cannot be read."
+    told = isinstance(error, InputError)
+    return str(error) if told else f'{type(error).__name__}: {error}'
+
+# %% ../../nbs/66_evaluation.eda.ipynb #1e76b027
 def fingerprint(
     studies: Iterable[Study | Case],  # of any layout
     report: Callable[[str], None] | None = None,  # gets one line a case
@@ -204,73 +280,60 @@ def fingerprint(
         remarks = []
         try:
             case, remarks = _load(study)
-            identity = identify(case)
-            records.append({**describe_case(case, identity), 'layout': getattr(study, 'layout', None), 'remarks': remarks})
+            identity, layout = identify(case), getattr(study, 'layout', None)
+            records.append({**describe_case(case, identity), 'layout': layout, 'remarks': remarks})
             exams.append(identity)
         except Exception as error:  # whatever is wrong with one case, the cohort is described
-            failed[study.id] = str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'
+            failed[study.id] = _error_text(error)
         if report:
-            report(': '.join([f'[{number}] {study.id}', *([failed[study.id]] if study.id in failed else remarks)]))
-    return {'n': len(records), 'failed': failed, 'summary': summarise_cohort(records), 'outliers': find_outliers(records),
-            'duplicates': find_duplicates(records, exams), 'cases': records}
-
-
-def _spread(values: Iterable[float]) -> dict[str, float] | None:
-    "Median, quartiles and range."
-    found = np.array([v for v in values if v is not None and math.isfinite(v)])
-    if not found.size:
-        return None
-    names = ('min', 'p25', 'median', 'p75', 'max')
-    return {k: float(v) for k, v in zip(names, np.percentile(found, (0, 25, 50, 75, 100)))}
-
-
-def summarise_cohort(
-    records: list[dict],  # of `describe_case`
-) -> dict:  # spreads over cases, counts
-    "The cohort in a few numbers."
-    labelled = [r for r in records if r['regions_ml']]
-    return {
-        'cases': len(records), 'labelled': len(labelled), 'patients': len({r['patient'] for r in records}),
-        'layouts': dict(Counter(r.get('layout') or 'in memory' for r in records)),
-        'orientations': dict(Counter(r['orientation'] for r in records)),
-        'schemas': dict(Counter(r['schema'] for r in labelled)),
-        'shape': [_spread(r['shape'][a] for r in records) for a in range(3)],
-        'spacing_mm': [_spread(r['spacing_mm'][a] for r in records) for a in range(3)],
-        'brain_ml': _spread(r['brain_ml'] for r in records),
-        'intensity': {m: {k: _spread(r['intensity'].get(m, {}).get(k) for r in records) for k in ('mean', 'sd')}
-                      for m in MODALITIES},
-        'regions_ml': {r: _spread(c['regions_ml'][r] for c in labelled) for r in REGIONS},
-        'contrast': {m: {r: _spread(c['contrast'].get(m, {}).get(r, {}).get('mean') for c in labelled)
-                         for r in (*REGIONS, 'rest')} for m in MODALITIES},
-        'without_region': {r: sum(c['regions_ml'][r] == 0 for c in labelled) for r in REGIONS},
-    }
+            said = [failed[study.id]] if study.id in failed else remarks
+            report(': '.join([f'[{number}] {study.id}', *said]))
+    return {'n': len(records), 'failed': failed, 'summary': summarise_cohort(records),
+            'outliers': find_outliers(records), 'duplicates': find_duplicates(records, exams),
+            'cases': records}
 
 # %% ../../nbs/66_evaluation.eda.ipynb #bc4879a7
+_GREY = '#7b828c'
+
+
 def show_intensities(
     found: dict,  # of `fingerprint`
 ) -> Picture:
-    "Intensity range of every case, a panel a sequence: 0.5-99.5 % thin, the middle half thick, a dot at the median."
+    "Intensities of every case: 0.5-99.5 % thin, the middle half thick, a dot at the median."
     figure, axes = chart(MODALITIES, (9.0, 2.6))
     for ax, modality in zip(axes, MODALITIES):
-        ranges = [d['percentiles'] for r in found['cases'] if (d := r['intensity'].get(modality)) and d['voxels']]
+        shown = [r['intensity'].get(modality) for r in found['cases']]
+        ranges = [d['percentiles'] for d in shown if d and d['voxels']]
         ranges.sort(key=lambda p: p['50'])
         x = np.arange(len(ranges))
         for low, high, width in (('0.5', '99.5', 0.8), ('25', '75', 2.6)):
-            ax.vlines(x, [p[low] for p in ranges], [p[high] for p in ranges], color='#7b828c', linewidth=width, alpha=0.8)
-        ax.plot(x, [p['50'] for p in ranges], 'o', color='#7b828c', markersize=3)
+            ax.vlines(x, [p[low] for p in ranges], [p[high] for p in ranges], color=_GREY,
+                      linewidth=width, alpha=0.8)
+        ax.plot(x, [p['50'] for p in ranges], 'o', color=_GREY, markersize=3)
         ax.set(xticks=[], xlabel=f'{len(ranges)} cases, by median')
     axes[0].set_ylabel('intensity of non-zero voxels')
     return figure
 
-
+# %% ../../nbs/66_evaluation.eda.ipynb #3021f853
 def _points(ax: Axes, values: list[float], x: float, colour: str) -> None:
     "A point a value, spread sideways, and a line at the median."
-    if values:
-        aside = ((np.arange(len(values)) * 0.618) % 1 - 0.5) * 0.5  # golden ratio: even, and the same every time
-        ax.plot(x + aside, values, 'o', color=colour, markersize=4, alpha=0.85, markeredgecolor='#7b828c', markeredgewidth=0.3)
-        ax.hlines(np.median(values), x - 0.36, x + 0.36, color='#7b828c', linewidth=1.6)
+    if values:  # golden ratio: even, and the same every time
+        aside = ((np.arange(len(values)) * 0.618) % 1 - 0.5) * 0.5
+        ax.plot(x + aside, values, 'o', color=colour, markersize=4, alpha=0.85,
+                markeredgecolor=_GREY, markeredgewidth=0.3)
+        ax.hlines(np.median(values), x - 0.36, x + 0.36, color=_GREY, linewidth=1.6)
 
+# %% ../../nbs/66_evaluation.eda.ipynb #61e3005a
+def _region_points(ax: Axes, volumes: list[dict[str, float]]) -> None:
+    "Volumes of the regions on a logarithmic axis, an absent one at its foot."
+    for x, region in enumerate(REGIONS):
+        _points(ax, [max(r[region], 0.01) for r in volumes], x, PALETTE[region])
+    ax.set(yscale='log', ylabel='mL', xlim=(-0.6, 2.6))
+    ax.set_yticks([0.01, 0.1, 1, 10, 100], ['none', '0.1', '1', '10', '100'])
+    ax.minorticks_off()
+    ax.set_xticks(range(len(REGIONS)), list(REGIONS))
 
+# %% ../../nbs/66_evaluation.eda.ipynb #6480a374
 def show_volumes(
     found: dict,  # of `fingerprint`
 ) -> Picture:
@@ -278,20 +341,14 @@ def show_volumes(
     figure, (brain, regions, edges) = chart(('Brain', 'Regions', 'Voxel edges'), (9.0, 2.8))
     _points(brain, [r['brain_ml'] for r in found['cases']], 0, PALETTE['brain'])
     brain.set(ylabel='mL', xticks=[], xlim=(-1, 1))
-    labelled = [r['regions_ml'] for r in found['cases'] if r['regions_ml']]
-    for x, region in enumerate(REGIONS):
-        _points(regions, [max(r[region], 0.01) for r in labelled], x, PALETTE[region])
-    regions.set(yscale='log', ylabel='mL', xlim=(-0.6, 2.6))
-    regions.set_yticks([0.01, 0.1, 1, 10, 100], ['none', '0.1', '1', '10', '100'])
-    regions.minorticks_off()
-    regions.set_xticks(range(len(REGIONS)), list(REGIONS))
+    _region_points(regions, [r['regions_ml'] for r in found['cases'] if r['regions_ml']])
     for x in range(3):
         _points(edges, [r['spacing_mm'][x] for r in found['cases']], x, PALETTE['brain'])
     edges.set(ylabel='mm', xlim=(-0.6, 2.6), ylim=(0, None))
     edges.set_xticks(range(3), ['first axis', 'second', 'third'])
     return figure
 
-
+# %% ../../nbs/66_evaluation.eda.ipynb #595969d9
 def show_contrast(
     found: dict,  # of `fingerprint`
 ) -> Picture:
@@ -310,20 +367,27 @@ def show_contrast(
     return figure
 
 # %% ../../nbs/66_evaluation.eda.ipynb #c0cb0d02
+def _of_sequence(record: dict, modality: str) -> dict:
+    "Intensities and contrast of a sequence as columns of a table."
+    d, z = record['intensity'][modality], (record['contrast'] or {}).get(modality, {})
+    row = {f'{modality}_mean': d.get('mean'), f'{modality}_sd': d.get('sd')}
+    return row | {f'{modality}_z_{r}': z.get(r, {}).get('mean') for r in (*REGIONS, 'rest')}
+
+# %% ../../nbs/66_evaluation.eda.ipynb #eafce9ba
 def _flat(record: dict) -> dict:
     "A record as a row of a table."
-    row = {'case': record['case'], 'patient': record['patient'], 'layout': record['layout'],
-           'shape': 'x'.join(map(str, record['shape'])), 'spacing_mm': 'x'.join(f'{s:g}' for s in record['spacing_mm']),
-           'orientation': record['orientation'], 'schema': record['schema'], 'brain_ml': round(record['brain_ml'], 1)}
-    for region in REGIONS:
-        row[f'{region}_ml'] = None if record['regions_ml'] is None else round(record['regions_ml'][region], 3)
-    for modality, d in record['intensity'].items():
-        row |= {f'{modality}_mean': d.get('mean'), f'{modality}_sd': d.get('sd')}
-        of_regions = (record['contrast'] or {}).get(modality, {})
-        row |= {f'{modality}_z_{region}': of_regions.get(region, {}).get('mean') for region in (*REGIONS, 'rest')}
+    names, volumes = ('case', 'patient', 'layout'), record['regions_ml']
+    row = {name: record[name] for name in names} | {
+        'shape': 'x'.join(map(str, record['shape'])),
+        'spacing_mm': 'x'.join(f'{s:g}' for s in record['spacing_mm']),
+        'orientation': record['orientation'], 'schema': record['schema'],
+        'brain_ml': round(record['brain_ml'], 1)}
+    row |= {f'{r}_ml': None if volumes is None else round(volumes[r], 3) for r in REGIONS}
+    for modality in record['intensity']:
+        row |= _of_sequence(record, modality)
     return row | {'hash': record['hash'], 'remarks': '; '.join(record['remarks'])}
 
-
+# %% ../../nbs/66_evaluation.eda.ipynb #6711549a
 def _findings(found: dict) -> str:
     "What a reader should look at, as lists."
     groups = {
@@ -332,56 +396,83 @@ def _findings(found: dict) -> str:
         'There twice': [(' and '.join(d['cases']), d['reason']) for d in found['duplicates']],
         'Outliers': [(o['case'], o['reason']) for o in found['outliers']],
     }
-    html = ''.join(f'<h3>{name}</h3><dl>' + ''.join(f'<dt>{escape(c)}</dt><dd>{escape(t)}</dd>' for c, t in items) + '</dl>'
-                   for name, items in groups.items() if items)
+    html = ''
+    for name, items in groups.items():
+        lines = ''.join(f'<dt>{escape(c)}</dt><dd>{escape(t)}</dd>' for c, t in items)
+        html += f'<h3>{name}</h3><dl>{lines}</dl>' if items else ''
     return html or '<p class="quiet">Nothing stands out.</p>'
 
+# %% ../../nbs/66_evaluation.eda.ipynb #2d366412
+_TEXT = (('Voxels', 'shape'), ('Spacing, mm', 'spacing_mm'), ('Axes', 'orientation'))
+_NUMBERS = (('Brain, mL', 'brain_ml', 0), *((f'{r}, mL', f'{r}_ml', 1) for r in REGIONS))
 
+
+def _table_row(row: dict) -> str:
+    "A case as a row of HTML."
+    cells = ''.join(f'<td data-v="">{escape(str(row[k]).replace("x", "×"))}</td>' for _, k in _TEXT)
+    cells += ''.join('<td class="num" data-v="">–</td>' if row[k] is None else
+                     f'<td class="num" data-v="{row[k]}">{row[k]:.{d}f}</td>'
+                     for _, k, d in _NUMBERS)
+    case = escape(row['case'])
+    return f'<tr><th scope="row" data-v="{case}">{case}</th>{cells}</tr>'
+
+# %% ../../nbs/66_evaluation.eda.ipynb #69f6a654
 def _table(records: list[dict]) -> str:
     "A row a case, sortable."
-    number = [('Brain, mL', 'brain_ml', 0), *((f'{r}, mL', f'{r}_ml', 1) for r in REGIONS)]
-    text = [('Voxels', 'shape'), ('Spacing, mm', 'spacing_mm'), ('Axes', 'orientation')]
-    head = ''.join(f'<th>{n}</th>' for n, _ in text) + ''.join(f'<th class="num"><button>{n}</button></th>' for n, *_ in number)
-    body = ''
-    for row in map(_flat, records):
-        cells = ''.join(f'<td data-v="">{escape(str(row[k]).replace("x", "×"))}</td>' for _, k in text)
-        cells += ''.join('<td class="num" data-v="">–</td>' if row[k] is None else
-                         f'<td class="num" data-v="{row[k]}">{row[k]:.{d}f}</td>' for _, k, d in number)
-        body += f'<tr><th scope="row" data-v="{escape(row["case"])}">{escape(row["case"])}</th>{cells}</tr>'
-    return (f'<div class="scroll"><table class="cohort"><thead><tr><th><button>Case</button></th>{head}</tr></thead>'
+    head = ''.join(f'<th>{n}</th>' for n, _ in _TEXT)
+    head += ''.join(f'<th class="num"><button>{n}</button></th>' for n, *_ in _NUMBERS)
+    body = ''.join(_table_row(_flat(record)) for record in records)
+    return ('<div class="scroll"><table class="cohort"><thead><tr>'
+            f'<th><button>Case</button></th>{head}</tr></thead>'
             f'<tbody>{body}</tbody></table></div>')
 
 # %% ../../nbs/66_evaluation.eda.ipynb #c23be91d
+def _page(name: str, found: dict, figures: list[str]) -> str:
+    "The summary as HTML; figures lie beside it."
+    s = found['summary']
+    turned = ", ".join(f"{k} ({n})" for k, n in s["orientations"].items()) or "-"
+    line = (f'{s["cases"]} cases of {s["patients"]} patients, {s["labelled"]} with a label, '
+            f'{len(found["failed"])} not readable. Orientation: {turned}.')
+    body = '<h2>Findings</h2>' + _findings(found)
+    if figures:
+        shown = ''.join(f'<figure><img class="chart" src="{f}.png" alt="{f}"></figure>'
+                        for f in figures)
+        body += (f'<section><h2>Distributions</h2>{shown}</section>'
+                 f'<section><h2>Cases</h2>{_table(found["cases"])}</section>')
+    return page_head(f'Cohort: {name}', line) + body + page_tail()
+
+# %% ../../nbs/66_evaluation.eda.ipynb #c52c18af
+def _figures_of(found: dict) -> dict[str, Picture]:
+    "The figures that can be drawn, by name."
+    figures = {}
+    if found['cases']:
+        figures = {'intensities': show_intensities(found), 'volumes': show_volumes(found)}
+    if found['summary']['labelled']:
+        figures['contrast'] = show_contrast(found)
+    return figures
+
+# %% ../../nbs/66_evaluation.eda.ipynb #17eee530
+_FILES = ('index.html', 'fingerprint.json', 'cases.csv',
+          'intensities.png', 'volumes.png', 'contrast.png')
+
+
 def write_eda(
     folder: str | Path,  # a cohort in any supported layout
-    output_dir: str | Path,  # gets index.html, fingerprint.json, cases.csv and the figures; made if absent
+    output_dir: str | Path,  # gets index.html, fingerprint.json, cases.csv and the figures
     report: Callable[[str], None] | None = None,  # gets one line a case
     schema: str | None = None,  # label schema of all cases; None: what files or layout say
     channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
 ) -> Path:  # the page
     "Describe a cohort and write down what was found."
-    cohort, results = find_cases(folder, split='all', schema=schema, channels=channels, say=report), Results(output_dir, 'eda')
-    results.check(['index.html', 'fingerprint.json', 'cases.csv', 'intensities.png', 'volumes.png', 'contrast.png'])
+    cohort = find_cases(folder, split='all', schema=schema, channels=channels, say=report)
+    results = Results(output_dir, 'eda')
+    results.check(list(_FILES))
     found = {**fingerprint(cohort, report), 'found': cohort.lines()}
-    rows = [_flat(r) for r in found['cases']]
-    figures = {'intensities': show_intensities(found), 'volumes': show_volumes(found)} if rows else {}
-    if found['summary']['labelled']:
-        figures['contrast'] = show_contrast(found)
+    rows, figures = [_flat(r) for r in found['cases']], _figures_of(found)
     with results.turn():
         results.write_json('fingerprint.json', found)
         results.write_table('cases.csv', rows)
         for name, figure in figures.items():
             results.write(f'{name}.png', figure.png(dpi=160))
-        return results.write('index.html', _page(Path(folder).resolve().name, found, list(figures)))
-
-
-def _page(name: str, found: dict, figures: list[str]) -> str:
-    "The summary as HTML; figures lie beside it."
-    s = found['summary']
-    line = (f'{s["cases"]} cases of {s["patients"]} patients, {s["labelled"]} with a label, {len(found["failed"])} not readable. '
-            f'Orientation: {", ".join(f"{k} ({n})" for k, n in s["orientations"].items()) or "-"}.')
-    body = '<h2>Findings</h2>' + _findings(found)
-    if figures:
-        shown = ''.join(f'<figure><img class="chart" src="{f}.png" alt="{f}"></figure>' for f in figures)
-        body += f'<section><h2>Distributions</h2>{shown}</section><section><h2>Cases</h2>{_table(found["cases"])}</section>'
-    return page_head(f'Cohort: {name}', line) + body + page_tail()
+        page = _page(Path(folder).resolve().name, found, list(figures))
+        return results.write('index.html', page)

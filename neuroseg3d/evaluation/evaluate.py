@@ -5,140 +5,36 @@
 # %% ../../nbs/62_evaluation.evaluate.ipynb #409741ba
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..core import LABEL_NAMES, MODALITIES, REGIONS, Geometry, InputError, Label
-from .metrics import LESION_WORST_MM, WORST_MM, normalise_confusion, score_case, summarise, voxel_confusion
+from ..core import LABEL_NAMES, REGIONS, Geometry, InputError, Label
+from neuroseg3d.evaluation.metrics import (
+    LESION_WORST_MM,
+    WORST_MM,
+    normalise_confusion,
+    score_case,
+    summarise,
+    voxel_confusion,
+)
+from .pairs import LabelFile, _some, find_labels, pair_labels
 from ..inference.guard import check_not_trained_on, find_training_cases
 from ..inference.manifest import read_entries
 from ..studies.cases import check_case, read_case
-from ..studies.formats import stem
 from ..studies.grids import fit_grid, on_grid
-from ..studies.layouts import Study, dataset_schema, file_role, find_cases, find_study
-from ..studies.names import read_name
-from ..studies.nifti import check_label, is_nifti, read_header, read_label, stored_schema
+from ..studies.layouts import Study
+from ..studies.nifti import check_label, read_label
 from ..studies.schemas import get_schema
 from ..studies.split import load_split
 from ..system.failures import check_some_worked, failing_alone
 from ..system.folders import Results
-from ..system.surroundings import readable
 
 # %% auto #0
-__all__ = ['SCORES', 'LabelFile', 'case_name', 'find_labels', 'pair_labels', 'read_manifest', 'studies_of', 'evaluate_pair',
-           'check_pairs', 'evaluate', 'scores', 'write_metrics', 'confusion_rows', 'summary_table', 'compare',
-           'comparison_table']
-
-# %% ../../nbs/62_evaluation.evaluate.ipynb #66afaba7
-@dataclass(frozen=True)
-class LabelFile:
-    "A label map on disk."
-    path: Path
-    schema: str | None = None  # what its layout implies
-    study: Study | None = None  # the images that it belongs to, where its layout tells
-    problem: str | None = None  # why it cannot be read
-
-
-def case_name(
-    path: Path,  # of a label map
-) -> str:
-    "The case that a label map belongs to, by its file name."
-    name = read_name(stem(path))
-    if name.role == 'label' and name.case:
-        return readable(name.case)
-    return readable(re.sub(r'[_\-.](seg|label|labels|pred|prediction)$', '', stem(path), flags=re.IGNORECASE))
-
-
-def find_labels(
-    source: str | Path,  # a label map, a flat folder of them, or a cohort in any layout
-    channels: str | None = None,  # the order of the channels of its 4-D files, as for `find_cases`
-    say: Callable[[str], None] | None = None,  # gets what was found
-) -> dict[str, LabelFile]:  # by case
-    "Every label map that a source holds; two of one case are an error that names both."
-    source = Path(source)
-    if source.is_file():
-        return {_written(source.parent).get(source.name) or case_name(source): LabelFile(source, _schema_beside(source))}
-    if not source.is_dir():
-        raise InputError(f'{source}: no such file or folder')
-    flat = sorted(p for p in source.iterdir() if is_nifti(p))
-    written = _written(source)
-    if flat and (_is_label(flat[0]) or not any(file_role(p) in MODALITIES for p in flat)):
-        if say:
-            say(f'found {len(flat)} label map(s) in {source}')
-        return _by_case(flat, _schema_beside(flat[0]) if source.name.startswith('labelsT') else None, written)
-    cohort = find_cases(source, split='all', channels=channels, say=say)
-    labels = {s.id: LabelFile(s.label or next(iter(s.images.values())), s.schema, s, s.label_problem) for s in cohort.labelled}
-    if not labels:
-        raise InputError(f'{source}: found cases, but none of them has a label map')
-    return labels
-
-
-def _is_label(path: Path) -> bool:
-    "Whether a file says itself that it is a label map: its name may be that of a visit called T2."
-    try:
-        return stored_schema(read_header(path)) is not None
-    except InputError:
-        return False
-
-
-def _written(folder: Path) -> dict[str, str]:
-    "The case of each file that `infer` has written into a folder: a case may be called A_seg."
-    with contextlib.suppress(InputError):  # of somebody else's manifest
-        return {entry['output']: case for case, entry in read_entries(folder / 'manifest.json').items() if 'output' in entry}
-    return {}
-
-
-def _case_of(path: Path) -> str:
-    "The case that the name of a label map tells."
-    return case_name(path) if not _is_label(path) or re.search(r'[_\-.](seg|labels?|pred|prediction)$', stem(path), re.I) else readable(stem(path))
-
-
-def _by_case(files: Iterable[Path], schema: str | None, written: Mapping[str, str]) -> dict[str, LabelFile]:
-    "Label maps by the case that their names tell."
-    found: dict[str, LabelFile] = {}
-    for path in files:
-        case = written.get(path.name) or _case_of(path)
-        if case in found:
-            raise InputError(f'{path}: a second label map for case {case}; the first is {found[case].path}')
-        found[case] = LabelFile(path, schema)
-    return found
-
-
-def _schema_beside(path: Path) -> str | None:
-    "The schema that the layout around a label map implies."
-    if path.parent.name.startswith('labelsT'):
-        return dataset_schema(path)
-    try:
-        study = find_study(path.parent)
-    except InputError:  # no folder of a case
-        return None
-    return study.schema if study.label is not None and study.label.samefile(path) else None
-
-
-def pair_labels(
-    predictions: dict[str, LabelFile],  # by case
-    references: dict[str, LabelFile],  # by case; there may be more
-    allow_unpaired: bool = False,  # leave out predictions without a reference
-) -> list[tuple[str, LabelFile, LabelFile]]:  # case, prediction, reference
-    "Predictions with their references; a prediction without one is an error, unless that is allowed."
-    if len(predictions) == len(references) == 1:  # two files: their names need not agree
-        return [(next(iter(predictions)), *predictions.values(), *references.values())]
-    orphans = sorted(set(predictions) - set(references))
-    if orphans and (len(orphans) == len(predictions) or not allow_unpaired):
-        remedy = '' if len(orphans) == len(predictions) else '; to leave them out, ask for it with allow_unpaired (--allow_unpaired)'
-        raise InputError(f'{len(orphans)} prediction(s) without a reference: {_some(orphans)}; '
-                         f'there are references such as {", ".join(sorted(references)[:3])}{remedy}')
-    return [(case, predictions[case], references[case]) for case in sorted(set(predictions) & set(references))]
-
-
-def _some(cases: Sequence[str]) -> str:
-    "The first three names of many."
-    return ', '.join(cases[:3]) + (', ...' if len(cases) > 3 else '')
+__all__ = ['SCORES', 'read_manifest', 'studies_of', 'evaluate_pair', 'check_pairs', 'evaluate', 'scores', 'write_metrics',
+           'confusion_rows', 'summary_table', 'compare', 'comparison_table']
 
 # %% ../../nbs/62_evaluation.evaluate.ipynb #dca6268a
 def read_manifest(
@@ -148,32 +44,50 @@ def read_manifest(
     folder = Path(pred) if Path(pred).is_dir() else Path(pred).parent
     return read_entries(folder / 'manifest.json')
 
-
+# %% ../../nbs/62_evaluation.evaluate.ipynb #66e9c4ed
 def studies_of(
     references: Mapping[str, LabelFile],  # by case
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
 ) -> dict[str, Study]:  # by case; without images where a label map comes alone
     "What the guard looks at: the studies that references belong to, or the label maps themselves."
-    return {case: replace(f.study or Study(case, 'files', {}, f.path), schema=ref_schema or f.schema) for case, f in references.items()}
+    studies = {case: f.study or Study(case, 'files', {}, f.path) for case, f in references.items()}
+    return {case: replace(study, schema=ref_schema or references[case].schema)
+            for case, study in studies.items()}
 
-
-def _guard(pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path | None, fold: int | None, allowed: bool,
-           ref_schema: str | None) -> dict:
-    "What is known about training cases among those to be scored, for the summary; an error where there are some."
+# %% ../../nbs/62_evaluation.evaluate.ipynb #c8262719
+def _guard(
+    pairs: Sequence, pred: str | Path, ref: str | Path, split: str | Path | None,
+    fold: int | None, allowed: bool, ref_schema: str | None,
+) -> dict:
+    "What is known of training cases among those to be scored; an error where there are some."
     manifest, known = read_manifest(pred), []
     if split is not None and fold is not None:
         known = [{'split_sha256': load_split(split).digest, 'fold': fold}]
-    seen = find_training_cases(studies_of({case: truth for case, _, truth in pairs}, ref_schema), manifest, [split, ref], known)
+    studies = studies_of({case: truth for case, _, truth in pairs}, ref_schema)
+    seen = find_training_cases(studies, manifest, [split, ref], known)
     if seen.unknown and split is not None:
-        raise InputError(f'{split}: does not tell whether {seen.unknown[0]} was trained on: not the split of the model that its manifest '
-                         'names, or there is no manifest and no fold was given')
+        raise InputError(f'{split}: does not tell whether {seen.unknown[0]} was trained on: '
+                         'not the split of the model that its manifest names, '
+                         'or there is no manifest and no fold was given')
     if not allowed:
         check_not_trained_on(seen, len(pairs))
-    without = {case: manifest[case]['missing'] for case, *_ in pairs if manifest.get(case, {}).get('missing')}
-    return {'training_cases': sorted(seen.cases), 'recognised_by': seen.cases, 'not_known_whether_trained_on': seen.unknown,
-            'compared_by_files_alone': seen.by_files, 'other_exams_of_training_patients': seen.of_patients, 'predicted_without': without}
+    lacking = {case: manifest.get(case, {}).get('missing') for case, *_ in pairs}
+    return {'training_cases': sorted(seen.cases), 'recognised_by': seen.cases,
+            'not_known_whether_trained_on': seen.unknown,
+            'compared_by_files_alone': seen.by_files,
+            'other_exams_of_training_patients': seen.of_patients,
+            'predicted_without': {case: names for case, names in lacking.items() if names}}
 
 # %% ../../nbs/62_evaluation.evaluate.ipynb #4ef2251b
+def _read_pair(prediction: LabelFile, reference: LabelFile, pred_schema: str | None,
+               ref_schema: str | None) -> tuple:
+    "Both label maps with canonical ids on the grid of the reference, and that grid."
+    ours, grid, _ = read_label(prediction.path, pred_schema, prediction.schema)
+    truth, other, _ = read_label(reference.path, ref_schema, reference.schema)
+    ours = on_grid(ours, grid, other, str(prediction.path), str(reference.path))
+    return ours, truth, other
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #f96ac80c
 def evaluate_pair(
     case: str,  # for the rows and errors
     prediction: LabelFile,  # of a model
@@ -186,40 +100,102 @@ def evaluate_pair(
     ours, truth, grid = _read_pair(prediction, reference, pred_schema, ref_schema)
     return score_case(ours, truth, grid.steps_mm, case=case, empty=empty)
 
+# %% ../../nbs/62_evaluation.evaluate.ipynb #2e9d892d
+def _study_of(file: LabelFile) -> Study:
+    if file.study is None:
+        raise InputError(f'{file.path}: comes without images, so there is no brain to count over; '
+                         'expected a reference in a cohort folder')
+    return file.study
 
-def _read_pair(prediction: LabelFile, reference: LabelFile, pred_schema: str | None, ref_schema: str | None) -> tuple:
-    "Both label maps with canonical ids on the grid of the reference, and that grid."
-    ours, grid, _ = read_label(prediction.path, pred_schema, prediction.schema)
-    truth, other, _ = read_label(reference.path, ref_schema, reference.schema)
-    return on_grid(ours, grid, other, str(prediction.path), str(reference.path)), truth, other
-
-
+# %% ../../nbs/62_evaluation.evaluate.ipynb #c6f4b716
 def check_pairs(
     pairs: Iterable[tuple[str, LabelFile, LabelFile]],  # of `pair_labels`
     pred_schema: str | None = None,  # as for `evaluate`
     ref_schema: str | None = None,  # as for `evaluate`
     over_brain: bool = False,  # as for `evaluate`
 ) -> dict[str, str]:  # case -> error
-    "What cannot be scored is known before the first case is: files, grids, label schemas. Where it is all of them, that is an error."
+    "What cannot be scored, known before the first case is; where it is all, that is an error."
     failed: dict[str, str] = {}
     for case, ours, truth in pairs:
         with failing_alone(case, failed):
             if truth.problem:
                 raise InputError(truth.problem)
-            grids = (check_label(ours.path, pred_schema, ours.schema)[0], check_label(truth.path, ref_schema, truth.schema)[0])
+            grids = (check_label(ours.path, pred_schema, ours.schema)[0],
+                     check_label(truth.path, ref_schema, truth.schema)[0])
             fit_grid(*grids, str(ours.path), str(truth.path))
             if over_brain:
                 check_case(_study_of(truth), ref_schema)
     check_some_worked(failed, len(pairs))
     return failed
 
+# %% ../../nbs/62_evaluation.evaluate.ipynb #29682bc3
+def _counts(ours: np.ndarray, truth: np.ndarray, grid: Geometry,
+            file: LabelFile | None) -> dict[str, np.ndarray]:
+    "Confusion of a case as counts: over both tumours and, with its images, over the brain."
+    found = {'tumour': voxel_confusion(ours, truth, None, None)}
+    if file is not None:
+        case = read_case(_study_of(file), with_label=False)
+        source = case.sources[case.modalities[0]]
+        brain = on_grid(case.brain, case.geometry, grid, source, str(file.path))
+        found['brain'] = voxel_confusion(ours, truth, brain, None)
+    return found
 
-def _study_of(file: LabelFile) -> Study:
-    if file.study is None:
-        raise InputError(f'{file.path}: comes without images, so there is no brain to count over; expected a reference in a cohort folder')
-    return file.study
+# %% ../../nbs/62_evaluation.evaluate.ipynb #0c7df78a
+def _plain(shares: np.ndarray) -> list[list[float | None]]:
+    "A matrix as lists that JSON can hold."
+    return [[None if np.isnan(v) else float(v) for v in row] for row in shares]
 
 
+def _confusion(counts: np.ndarray) -> dict:
+    "Counts, and both ways to normalise them: rows are the reference."
+    return {'counts': counts.tolist(),
+            'of_each_reference_label': _plain(normalise_confusion(counts, 'rows')),
+            'of_each_predicted_label': _plain(normalise_confusion(counts, 'columns'))}
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #a106264e
+def _score_pair(
+    case: str, ours: LabelFile, truth: LabelFile, pred_schema: str | None, ref_schema: str | None,
+    empty: str, over_brain: bool,
+) -> tuple[list[dict], dict[str, np.ndarray]]:
+    "Rows and confusion of a pair."
+    pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
+    rows = score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
+    return rows, _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #1877dbea
+def _score_pairs(
+    pairs: Sequence, failed: dict[str, str], report: Callable[[str], None] | None, *options,
+) -> tuple[list[dict], dict[str, dict[str, np.ndarray]]]:
+    "Rows and confusion of all pairs that can be scored; `failed` gets the others."
+    rows: list[dict] = []
+    counts: dict[str, dict[str, np.ndarray]] = {}
+    for number, (case, ours, truth) in enumerate(pairs, 1):
+        if case not in failed:
+            with failing_alone(case, failed):
+                own, counts[case] = _score_pair(case, ours, truth, *options)
+                rows += own
+        if report:
+            about = f': FAILED: {failed[case]}' if case in failed else ''
+            report(f'[{number}/{len(pairs)}] {case}{about}')
+    check_some_worked(failed, len(pairs))
+    return rows, counts
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #e7107e64
+def _left_out(predictions: Mapping, references: Mapping, pairs: Sequence) -> dict[str, list[str]]:
+    "Cases of either side that are not scored."
+    scored = {id(file) for _, *both in pairs for file in both}
+    found = {'references_without_prediction': references,
+             'predictions_without_reference': predictions}
+    return {name: sorted(case for case, file in files.items() if id(file) not in scored)
+            for name, files in found.items()}
+
+
+def _total(counts: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict]:
+    "Confusion of a cohort, over the tumours and, where it was counted, over the brain."
+    return {over: _confusion(sum(c[over] for c in counts.values()))
+            for over in next(iter(counts.values()))}
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #c8466815
 def evaluate(
     pred: str | Path,  # a label map, or a folder of them
     ref: str | Path,  # a label map, a folder of them, or a cohort
@@ -228,14 +204,14 @@ def evaluate(
     ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
     empty: str = 'brats',  # policy for empty masks: 'brats' or 'nan'
     report: Callable[[str], None] | None = None,  # gets one line a case
-    split: str | Path | None = None,  # split file of the model's run; None looks for it in the cohort
-    fold: int | None = None,  # fold that was held out; None: what the manifest beside the predictions says
+    split: str | Path | None = None,  # split file of the model's run; None looks in the cohort
+    fold: int | None = None,  # fold that was held out; None: what the manifest says
     allow_training: bool = False,  # score cases that the model was trained on as well
-    over_brain: bool = False,  # confusion of labels over the brain too; reads the images that the references belong to
-    allow_unpaired: bool = False,  # leave out predictions without a reference; the summary names them
-    channels: str | None = None,  # the order of the channels of 4-D files of the cohort, as for `find_cases`
+    over_brain: bool = False,  # confusion over the brain too; reads the images of the references
+    allow_unpaired: bool = False,  # leave out predictions without a reference, named in the summary
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
     say: Callable[[str], None] | None = None,  # gets what was found
-) -> tuple[list[dict], dict]:  # rows, summary; its `failed` names the cases that could not be scored
+) -> tuple[list[dict], dict]:  # rows, summary; its `failed` names cases that could not be scored
     "Score predictions against references."
     for schema in filter(None, (pred_schema, ref_schema)):
         get_schema(schema)
@@ -244,54 +220,15 @@ def evaluate(
     if output_dir is not None:
         scores(output_dir).check(SCORES)
     failed = check_pairs(pairs, pred_schema, ref_schema, over_brain)
-    known = _guard([p for p in pairs if p[0] not in failed], pred, ref, split, fold, allow_training, ref_schema)
-    rows: list[dict] = []
-    counts: dict[str, dict[str, np.ndarray]] = {}
-    for number, (case, ours, truth) in enumerate(pairs, 1):
-        if case not in failed:
-            with failing_alone(case, failed):
-                own, counts[case] = _score_pair(case, ours, truth, pred_schema, ref_schema, empty, over_brain)
-                rows += own
-        if report:
-            report(f'[{number}/{len(pairs)}] {case}' + (f': FAILED: {failed[case]}' if case in failed else ''))
-    check_some_worked(failed, len(pairs))
-    summary = {**summarise(rows), 'empty_masks': empty, 'failed': failed, **_left_out(predictions, references, pairs), **known,
-               'voxel_confusion': {over: _confusion(sum(c[over] for c in counts.values())) for over in next(iter(counts.values()))}}
+    sound = [p for p in pairs if p[0] not in failed]
+    known = _guard(sound, pred, ref, split, fold, allow_training, ref_schema)
+    rows, counts = _score_pairs(pairs, failed, report, pred_schema, ref_schema, empty, over_brain)
+    left_out = _left_out(predictions, references, pairs)
+    summary = {**summarise(rows), 'empty_masks': empty, 'failed': failed, **left_out, **known,
+               'voxel_confusion': _total(counts)}
     if output_dir is not None:
         write_metrics(rows, summary, output_dir, counts)
     return rows, summary
-
-
-def _score_pair(
-    case: str, ours: LabelFile, truth: LabelFile, pred_schema: str | None, ref_schema: str | None, empty: str, over_brain: bool,
-) -> tuple[list[dict], dict[str, np.ndarray]]:
-    "Rows and confusion of a pair."
-    pred_ids, ref_ids, grid = _read_pair(ours, truth, pred_schema, ref_schema)
-    rows = score_case(pred_ids, ref_ids, grid.steps_mm, case=case, empty=empty)
-    return rows, _counts(pred_ids, ref_ids, grid, truth if over_brain else None)
-
-
-def _left_out(predictions: Mapping, references: Mapping, pairs: Sequence) -> dict[str, list[str]]:
-    "Cases of either side that are not scored."
-    scored = {id(file) for _, *both in pairs for file in both}
-    found = {'references_without_prediction': references, 'predictions_without_reference': predictions}
-    return {name: sorted(case for case, file in files.items() if id(file) not in scored) for name, files in found.items()}
-
-
-def _counts(ours: np.ndarray, truth: np.ndarray, grid: Geometry, file: LabelFile | None) -> dict[str, np.ndarray]:
-    "Confusion of a case as counts: over the union of both tumours and, for a reference whose images are known, over the brain."
-    found = {'tumour': voxel_confusion(ours, truth, None, None)}
-    if file is not None:
-        case = read_case(_study_of(file), with_label=False)
-        brain = on_grid(case.brain, case.geometry, grid, case.sources[case.modalities[0]], str(file.path))
-        found['brain'] = voxel_confusion(ours, truth, brain, None)
-    return found
-
-
-def _confusion(counts: np.ndarray) -> dict:
-    "Counts, and both ways to normalise them: rows are the reference."
-    shares = {f'of_each_{side}_label': normalise_confusion(counts, how) for side, how in (('reference', 'rows'), ('predicted', 'columns'))}
-    return {'counts': counts.tolist()} | {k: [[None if np.isnan(v) else float(v) for v in r] for r in m] for k, m in shares.items()}
 
 # %% ../../nbs/62_evaluation.evaluate.ipynb #7e312adc
 #: The files that scores are written to.
@@ -304,12 +241,12 @@ def scores(
     "A folder of scores: it knows which of its files are ours."
     return Results(output_dir, 'evaluate')
 
-
+# %% ../../nbs/62_evaluation.evaluate.ipynb #90477b50
 def write_metrics(
     rows: Iterable[dict],  # of `score_case`
     summary: dict,  # of `summarise`
     output_dir: str | Path,  # made if absent
-    counts: Mapping[str, Mapping[str, np.ndarray]] | None = None,  # case -> 'tumour', 'brain' -> confusion as counts (4, 4)
+    counts: Mapping[str, Mapping[str, np.ndarray]] | None = None,  # by case, 'tumour' or 'brain'
 ) -> None:
     "Write metrics.csv (a row a case and region), confusion.csv and summary.json."
     with scores(output_dir).turn() as results:
@@ -318,64 +255,116 @@ def write_metrics(
             results.write_table('confusion.csv', confusion_rows(counts))
         results.write_json('summary.json', summary)
 
+# %% ../../nbs/62_evaluation.evaluate.ipynb #d38dc5f2
+def _table_rows(table: np.ndarray, about: dict) -> list[dict]:
+    "One confusion matrix as a long table."
+    # NaN, an empty cell, where a label does not occur
+    shares = [normalise_confusion(table, how) for how in ('rows', 'columns')]
+    rows = []
+    for (r, p), voxels in np.ndenumerate(table):
+        of_each = ['' if np.isnan(s[r, p]) else round(float(s[r, p]), 6) for s in shares]
+        labels = {'reference': LABEL_NAMES[Label(r)], 'predicted': LABEL_NAMES[Label(p)]}
+        rows.append({**about, **labels, 'voxels': int(voxels), 'of_reference': of_each[0],
+                     'of_predicted': of_each[1]})
+    return rows
 
+# %% ../../nbs/62_evaluation.evaluate.ipynb #552c93a5
 def confusion_rows(
-    counts: Mapping[str, Mapping[str, np.ndarray]],  # case -> 'tumour', 'brain' -> counts (4, 4), rows reference
-) -> list[dict]:  # the cohort (case is empty), then each case: voxels, and their share of each reference and each predicted label
+    counts: Mapping[str, Mapping[str, np.ndarray]],  # case -> 'tumour', 'brain' -> counts (4, 4)
+) -> list[dict]:  # of the cohort (case is empty), then of each case: voxels and shares
     "Confusion matrices of a cohort and its cases as a long table."
     kinds = list(next(iter(counts.values())))
     tables = [('', len(counts), over, sum(c[over] for c in counts.values())) for over in kinds]
     tables += [(case, 1, over, own[over]) for case, own in counts.items() for over in kinds]
-    rows = []
-    for case, n, over, table in tables:
-        shares = [normalise_confusion(table, how) for how in ('rows', 'columns')]  # NaN, an empty cell, where a label does not occur
-        for (r, p), voxels in np.ndenumerate(table):
-            of_each = ['' if np.isnan(s[r, p]) else round(float(s[r, p]), 6) for s in shares]
-            rows.append({'case': case, 'n_cases': n, 'over': over, 'reference': LABEL_NAMES[Label(r)], 'predicted': LABEL_NAMES[Label(p)],
-                         'voxels': int(voxels), 'of_reference': of_each[0], 'of_predicted': of_each[1]})
-    return rows
+    return [row for case, n, over, table in tables
+            for row in _table_rows(table, {'case': case, 'n_cases': n, 'over': over})]
 
 # %% ../../nbs/62_evaluation.evaluate.ipynb #448a2671
+def _score_line(name: str, s: Mapping) -> str:
+    "The scores of one region as a line."
+    (low, high), dice, hd95 = s['dice']['ci95'], s['dice']['mean'], s['hd95_mm']['mean']
+    # of one or two cases there is no interval
+    interval = f'{low:5.3f} – {high:5.3f}' if s['n'] > 2 else f'{"–":^13}'
+    lesions = f"{s['lesion_dice']['mean']:12.3f}  {s['lesion_hd95_mm']['mean']:15.1f}"
+    return (f"{name:<6}  {dice:5.3f}   {interval}  {hd95:8.1f}  {lesions}  {s['n']:6}  "
+            f"{s['n_missed']:7}  {s['n_false_positive']:15}")
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #4e8b1aa9
+def _lesion_line(summary: Mapping, structures: Sequence[str]) -> str:
+    "How many lesions there are, were missed and were invented."
+    counts = '; '.join(f"{name} {s['n_lesions']}, {s['n_lesions_missed']} missed, "
+                       f"{s['n_lesions_invented']} invented"
+                       for name, s in ((n, summary[n]) for n in structures))
+    return (f'Lesions by the rule of BraTS 2023: {counts}. Each that is missed or invented, '
+            f'were it a speck, counts as Dice 0 and {LESION_WORST_MM:.0f} mm')
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #43ac1bc0
+def _training_lines(summary: Mapping) -> list[str]:
+    "What is known, and not known, of cases that were trained on."
+    lines = []
+    if n := len(summary['training_cases']):
+        lines.append(f"WARNING: {n} case(s) were trained on: no estimate for new patients")
+    if n := len(summary['not_known_whether_trained_on']):
+        lines.append(f"Not known whether the model was trained on {n} of the cases: "
+                     'no manifest or no split file')
+    if n := len(summary['compared_by_files_alone']):
+        lines.append(f"Compared with the training cases by files alone: {n} of the cases, "
+                     'as the split file is of an earlier version; '
+                     'copies under other bytes would not be noticed')
+    if others := summary['other_exams_of_training_patients']:
+        lines.append(f'WARNING: {len(others)} case(s) are other exams of patients who were '
+                     f'trained on: {_some(sorted(others))}')
+    return lines
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #2728f7e1
+def _missing_lines(without: Mapping[str, Sequence[str]]) -> list[str]:
+    "Cases that were predicted without some sequences."
+    lines = []
+    for missing in sorted({tuple(m) for m in without.values()}):
+        n = list(without.values()).count(list(missing))
+        unseen = ': ET, and where it ends, could not be assessed in them'
+        about = unseen if 'T1gd' in missing else ''
+        lines.append(f'{n} case(s) were predicted without {", ".join(missing)}{about}')
+    return lines
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #f5c33a73
 def summary_table(
     summary: dict,  # of `evaluate`
     structures: Sequence[str] = tuple(REGIONS),  # rows of the table
 ) -> str:
     "The scores by region as lines of text."
-    lines = ['region   Dice   95 % interval   HD95 mm   lesion Dice   lesion HD95 mm   cases   missed   false positive']
-    for name in structures:
-        s = summary[name]
-        (low, high), dice, hd95 = s['dice']['ci95'], s['dice']['mean'], s['hd95_mm']['mean']
-        interval = f'{low:5.3f} – {high:5.3f}' if s['n'] > 2 else f'{"–":^13}'  # of one or two cases there is none
-        lesions = f"{s['lesion_dice']['mean']:12.3f}  {s['lesion_hd95_mm']['mean']:15.1f}"
-        lines.append(f"{name:<6}  {dice:5.3f}   {interval}  {hd95:8.1f}  {lesions}  {s['n']:6}  {s['n_missed']:7}"
-                     f"  {s['n_false_positive']:15}")
-    policy = {'brats': f'worst value (Dice 0, {WORST_MM:.0f} mm)', 'nan': 'undefined where a mask is empty'}
-    lines.append(f"Means over cases with bootstrap intervals; a missed or invented region: {policy[summary['empty_masks']]}")
-    lesions = '; '.join(f"{name} {s['n_lesions']}, {s['n_lesions_missed']} missed, {s['n_lesions_invented']} invented"
-                        for name, s in ((n, summary[n]) for n in structures))
-    lines.append(f'Lesions by the rule of BraTS 2023: {lesions}. Each that is missed or invented, were it a speck, counts as Dice 0 '
-                 f'and {LESION_WORST_MM:.0f} mm')
+    lines = ['region   Dice   95 % interval   HD95 mm   lesion Dice   lesion HD95 mm   cases   '
+             'missed   false positive']
+    lines += [_score_line(name, summary[name]) for name in structures]
+    policy = {'brats': f'worst value (Dice 0, {WORST_MM:.0f} mm)',
+              'nan': 'undefined where a mask is empty'}[summary['empty_masks']]
+    lines.append('Means over cases with bootstrap intervals; '
+                 f'a missed or invented region: {policy}')
+    lines.append(_lesion_line(summary, structures))
     for kind, other in (('reference', 'prediction'), ('prediction', 'reference')):
         if left := summary[f'{kind}s_without_{other}']:
             lines.append(f'Left out: {len(left)} {kind}(s) without a {other}: {_some(left)}')
-    if summary['training_cases']:
-        lines.append(f"WARNING: {len(summary['training_cases'])} case(s) were trained on: no estimate for new patients")
-    if summary['not_known_whether_trained_on']:
-        lines.append(f"Not known whether the model was trained on {len(summary['not_known_whether_trained_on'])} of the cases: "
-                     'no manifest or no split file')
-    if summary['compared_by_files_alone']:
-        lines.append(f"Compared with the training cases by files alone: {len(summary['compared_by_files_alone'])} of the cases, as the split "
-                     'file is of an earlier version; copies under other bytes would not be noticed')
-    if others := summary['other_exams_of_training_patients']:
-        lines.append(f'WARNING: {len(others)} case(s) are other exams of patients who were trained on: {_some(sorted(others))}')
-    for missing in sorted({tuple(m) for m in summary['predicted_without'].values()}):
-        n, about = list(summary['predicted_without'].values()).count(list(missing)), ''
-        if 'T1gd' in missing:
-            about = ': ET, and where it ends, could not be assessed in them'
-        lines.append(f'{n} case(s) were predicted without {", ".join(missing)}{about}')
+    lines += _training_lines(summary) + _missing_lines(summary['predicted_without'])
     return '\n'.join(lines)
 
 # %% ../../nbs/62_evaluation.evaluate.ipynb #d3f724bf
+def _compare_pairs(pairs: np.ndarray, seed: int, samples: int) -> dict:
+    "Means of both columns and of their difference, with its bootstrap interval."
+    gain = pairs[:, 1] - pairs[:, 0]
+    picks = np.random.default_rng(seed).integers(0, len(gain), (samples, len(gain)))
+    ends = np.quantile(gain[picks].mean(1), (0.025, 0.975))
+    return {'first': float(pairs[:, 0].mean()), 'second': float(pairs[:, 1].mean()),
+            'difference': float(gain.mean()), 'ci95': [float(v) for v in ends],
+            'n_higher': int((gain > 0).sum()), 'n_equal': int((gain == 0).sum()),
+            'n_lower': int((gain < 0).sum())}
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #7bfecfa5
+def _failures(rows: Sequence[dict], name: str, cases: Sequence[str]) -> int:
+    "How often a structure was missed or invented in these cases."
+    return sum(bool(r.get('missed') or r.get('false_positive')) for r in rows
+               if r['name'] == name and r['case'] in cases)
+
+# %% ../../nbs/62_evaluation.evaluate.ipynb #1ebc310f
 def compare(
     rows: Sequence[dict],  # of `evaluate`, of the first model
     other: Sequence[dict],  # of the second
@@ -383,7 +372,7 @@ def compare(
     structures: Iterable[str] = tuple(REGIONS),  # which rows
     seed: int = 0,  # of the bootstrap
     samples: int = 5000,  # bootstrap samples
-) -> dict[str, dict]:  # by structure: n, n_failed, means of both, difference (second less first), ci95, n_higher, ...
+) -> dict[str, dict]:  # by structure: n, n_failed, both means, difference (second less first), ...
     "Paired comparison of two models over the cases that both have."
     tables = [{(r['name'], r['case']): float(r[measure]) for r in side} for side in (rows, other)]
     result = {}
@@ -392,29 +381,33 @@ def compare(
         pairs = np.array([[t[name, c] for t in tables] for c in cases]).reshape(-1, 2)
         kept = pairs[np.isfinite(pairs).all(1)]
         if not len(kept):
-            raise InputError(f'{name}: found no case that both models have a {measure} for, expected some')
-        gain = kept[:, 1] - kept[:, 0]
-        drawn = gain[np.random.default_rng(seed).integers(0, len(gain), (samples, len(gain)))].mean(1)
-        failed = [sum(bool(r.get('missed') or r.get('false_positive')) for r in side if r['name'] == name and r['case'] in cases)
-                  for side in (rows, other)]
-        result[name] = {'n': len(gain), 'n_undefined': len(pairs) - len(kept), 'n_failed': failed, 'first': float(kept[:, 0].mean()),
-                        'second': float(kept[:, 1].mean()), 'difference': float(gain.mean()),
-                        'ci95': [float(v) for v in np.quantile(drawn, (0.025, 0.975))], 'n_higher': int((gain > 0).sum()),
-                        'n_equal': int((gain == 0).sum()), 'n_lower': int((gain < 0).sum())}
+            raise InputError(f'{name}: found no case that both models have a {measure} for, '
+                             'expected some')
+        failed = [_failures(side, name, cases) for side in (rows, other)]
+        result[name] = {'n': len(kept), 'n_undefined': len(pairs) - len(kept), 'n_failed': failed,
+                        **_compare_pairs(kept, seed, samples)}
     return result
 
+# %% ../../nbs/62_evaluation.evaluate.ipynb #b5c14aab
+def _comparison_line(name: str, r: Mapping) -> str:
+    "The comparison of one structure as a line."
+    low, high = r['ci95']
+    # of one or two cases there is no interval
+    interval = f'{low:+.3f} to {high:+.3f}' if r['n'] > 2 else f'{"–":^16}'
+    counts = f"{r['n_higher']}/{r['n_equal']}/{r['n_lower']}"
+    return (f"{name:<6}  {r['n']:5}  {r['first']:7.3f}  {r['second']:7.3f}  "
+            f"{r['difference']:+11.3f}   {interval}  {counts:>18}   "
+            f"{r['n_failed'][0]} and {r['n_failed'][1]}")
 
+# %% ../../nbs/62_evaluation.evaluate.ipynb #17b80917
 def comparison_table(
     result: Mapping[str, Mapping],  # of `compare`
     measure: str = 'dice',  # for the head
 ) -> str:
     "A comparison as lines of text."
-    lines = [f'{measure}: second less first',
-             'region  cases    first   second   difference   95 % interval      higher/equal/lower   missed or invented']
-    for name, r in result.items():
-        low, high = r['ci95']
-        interval = f'{low:+.3f} to {high:+.3f}' if r['n'] > 2 else f'{"–":^16}'  # of one or two cases there is none
-        counts = f"{r['n_higher']}/{r['n_equal']}/{r['n_lower']}"
-        lines.append(f"{name:<6}  {r['n']:5}  {r['first']:7.3f}  {r['second']:7.3f}  {r['difference']:+11.3f}   {interval}  {counts:>18}"
-                     f"   {r['n_failed'][0]} and {r['n_failed'][1]}")
-    return '\n'.join([*lines, 'Paired over the cases that both have; bootstrap over cases. A missed or invented region counts as in the scores.'])
+    head = ('region  cases    first   second   difference   95 % interval      '
+            'higher/equal/lower   missed or invented')
+    foot = ('Paired over the cases that both have; bootstrap over cases. '
+            'A missed or invented region counts as in the scores.')
+    lines = [_comparison_line(name, r) for name, r in result.items()]
+    return '\n'.join([f'{measure}: second less first', head, *lines, foot])

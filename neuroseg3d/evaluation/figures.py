@@ -38,6 +38,37 @@ def worst_first(
 _INK = '#7b828c'
 
 
+def _dots(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
+    "One dot a case."
+    ax.plot(x, y, 'o', color=colour, markersize=4.5, markeredgecolor=_INK, markeredgewidth=0.4,
+            alpha=0.85)
+
+# %% ../../nbs/63_evaluation.figures.ipynb #ba5a8d44
+def _strip(ax: Axes, y: float, values: np.ndarray, statistic: Mapping, colour: str,
+           distance: bool) -> None:
+    "Dots of one structure, with mean and interval."
+    worst = values >= WORST_MM - 0.01 if distance else np.isnan(values)
+    sound = values[~worst & np.isfinite(values)]
+    _dots(ax, sound, y + 0.13 * ((np.arange(len(sound)) % 3) - 1), colour)
+    mean, (low, high) = statistic['mean'], statistic['ci95']
+    inside = not distance or not worst.any()  # a mean that holds 373 mm would leave the axis
+    if inside and np.isfinite(mean):
+        ax.fill_between([low, high], y - 0.27, y + 0.27, color=_INK, alpha=0.22, linewidth=0)
+        ax.plot([mean] * 2, [y - 0.3, y + 0.3], color=_INK, linewidth=1.8)
+    told = 'undefined' if np.isnan(mean) else f'{mean:.3g} [{low:.3g}, {high:.3g}]'
+    across = ax.get_yaxis_transform()
+    if distance and worst.any():
+        told += f';  \N{MULTIPLICATION SIGN} {worst.sum()} missed or invented'
+        ax.plot([0.985], [y], 'x', transform=across, color=PALETTE['missed'], markersize=6,
+                clip_on=False)
+    ax.text(0.0, y + 0.33, f'mean {told}', transform=across, fontsize=6.5, color=_INK, va='bottom')
+
+# %% ../../nbs/63_evaluation.figures.ipynb #9a3bb422
+_TITLES = {'dice': 'Dice', 'hd95_mm': 'HD95, mm', 'assd_mm': 'Mean surface distance, mm',
+           'nsd': 'Surface Dice at 1 mm', 'sensitivity': 'Sensitivity', 'precision': 'Precision',
+           'volume_error_ml': 'Volume error, mL'}
+
+
 def show_scores(
     rows: Sequence[dict],  # of `score_case`, any number of cases
     measures: Sequence[str] = ('dice', 'hd95_mm'),  # keys of the rows, a panel each
@@ -45,38 +76,18 @@ def show_scores(
 ) -> Picture:
     "Every case, the mean, and its bootstrap interval."
     summary = summarise(rows)
-    figure, axes = chart([_TITLES.get(m, m) for m in measures], (4.5 * len(measures), 0.62 * len(structures) + 0.9))
+    size = (4.5 * len(measures), 0.62 * len(structures) + 0.9)
+    figure, axes = chart([_TITLES.get(m, m) for m in measures], size)
     for ax, measure in zip(axes, measures):
         for line, name in enumerate(structures):
             values = np.array([r[measure] for r in rows if r['name'] == name], float)
-            _strip(ax, -line, values, summary[name][measure], PALETTE.get(name, _INK), measure.endswith('_mm'))
+            colour, distance = PALETTE.get(name, _INK), measure.endswith('_mm')
+            _strip(ax, -line, values, summary[name][measure], colour, distance)
         ax.set(yticks=[-n for n in range(len(structures))], ylim=(0.55 - len(structures), 0.55))
         ax.set_yticklabels([f'{s}  n={summary[s]["n"]}' for s in structures])
         ax.grid(axis='x', color=_INK, alpha=0.2, linewidth=0.6)
         ax.grid(visible=False, axis='y')
     return figure
-
-
-_TITLES = {'dice': 'Dice', 'hd95_mm': 'HD95, mm', 'assd_mm': 'Mean surface distance, mm', 'nsd': 'Surface Dice at 1 mm',
-           'sensitivity': 'Sensitivity', 'precision': 'Precision', 'volume_error_ml': 'Volume error, mL'}
-
-
-def _strip(ax: Axes, y: float, values: np.ndarray, statistic: Mapping, colour: str, distance: bool) -> None:
-    "Dots of one structure, with mean and interval."
-    worst = values >= WORST_MM - 0.01 if distance else np.isnan(values)
-    sound = values[~worst & np.isfinite(values)]
-    spread = 0.13 * ((np.arange(len(sound)) % 3) - 1)
-    ax.plot(sound, y + spread, 'o', color=colour, markersize=4.5, markeredgecolor=_INK, markeredgewidth=0.4, alpha=0.85)
-    low, high = statistic['ci95']
-    inside = not distance or not worst.any()  # a mean that holds 373 mm would leave the axis
-    if inside and np.isfinite(statistic['mean']):
-        ax.fill_between([low, high], y - 0.27, y + 0.27, color=_INK, alpha=0.22, linewidth=0)
-        ax.plot([statistic['mean']] * 2, [y - 0.3, y + 0.3], color=_INK, linewidth=1.8)
-    mean = 'undefined' if np.isnan(statistic['mean']) else f'{statistic["mean"]:.3g} [{low:.3g}, {high:.3g}]'
-    failures = f';  \N{MULTIPLICATION SIGN} {worst.sum()} missed or invented' if distance and worst.any() else ''
-    ax.text(0.0, y + 0.33, f'mean {mean}{failures}', transform=ax.get_yaxis_transform(), fontsize=6.5, color=_INK, va='bottom')
-    if distance and worst.any():
-        ax.plot([0.985], [y], 'x', transform=ax.get_yaxis_transform(), color=PALETTE['missed'], markersize=6, clip_on=False)
 
 # %% ../../nbs/63_evaluation.figures.ipynb #c5bdcc46
 @dataclass(frozen=True)
@@ -102,69 +113,99 @@ class Agreement:
     @property
     def limits_ml(self) -> tuple[float, float]:
         "Limits of agreement; NaN for a single case."
-        half = 1.96 * float(self.difference_ml.std(ddof=1)) if len(self.difference_ml) > 1 else float('nan')
+        several = len(self.difference_ml) > 1
+        half = 1.96 * float(self.difference_ml.std(ddof=1)) if several else float('nan')
         return self.bias_ml - half, self.bias_ml + half
 
-
+# %% ../../nbs/63_evaluation.figures.ipynb #89bcff18
 def bland_altman(
     rows: Sequence[dict],  # of `score_case`, any number of cases
     structure: str,  # a region or label
 ) -> Agreement:
     "Predicted and reference volumes of a structure."
-    pairs = np.array([[r['volume_pred_ml'], r['volume_ref_ml']] for r in rows if r['name'] == structure])
+    own = [r for r in rows if r['name'] == structure]
+    pairs = np.array([[r['volume_pred_ml'], r['volume_ref_ml']] for r in own])
     if not len(pairs):
         raise InputError(f'found no row of {structure}, expected some')
     return Agreement(pairs.mean(1), pairs[:, 0] - pairs[:, 1])
 
+# %% ../../nbs/63_evaluation.figures.ipynb #1beb043e
+def _level(ax: Axes, value: float, dashes: str) -> None:
+    "A horizontal line with its value at the right."
+    ax.axhline(value, color=_INK, linewidth=1, linestyle=dashes)
+    ax.annotate(f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}'), (1.0, value), (0, 2),
+                xycoords=('axes fraction', 'data'), textcoords='offset points', fontsize=6.5,
+                color=_INK, ha='right', va='bottom')
 
+# %% ../../nbs/63_evaluation.figures.ipynb #ecfcdd55
+def _bias_text(found: Agreement) -> str:
+    "The bias and its interval in words."
+    low, high = found.bias_ci95_ml
+    told = f'bias {found.bias_ml:+.1f} mL'
+    told += f' [{low:+.1f}, {high:+.1f}]' if np.isfinite(low) else ''
+    return told.replace('-', '\N{MINUS SIGN}')
+
+# %% ../../nbs/63_evaluation.figures.ipynb #2235bc54
 def show_bland_altman(
     rows: Sequence[dict],  # of `score_case`, any number of cases
     structures: Sequence[str] = tuple(REGIONS),  # a panel each
 ) -> Picture:
     "Volume errors against volumes, with bias, its bootstrap interval, and limits of agreement."
-    figure, axes = chart([f'{s}: prediction \N{MINUS SIGN} reference' for s in structures], (3.0 * len(structures), 2.9))
+    titles = [f'{s}: prediction \N{MINUS SIGN} reference' for s in structures]
+    figure, axes = chart(titles, (3.0 * len(structures), 2.9))
     for ax, name in zip(axes, structures):
         found = bland_altman(rows, name)
-        ax.plot(found.mean_ml, found.difference_ml, 'o', color=PALETTE.get(name, _INK), markersize=4.5, markeredgecolor=_INK,
-                markeredgewidth=0.4, alpha=0.85)
+        _dots(ax, found.mean_ml, found.difference_ml, PALETTE.get(name, _INK))
         for value, dashes in ((found.bias_ml, '-'), *((v, '--') for v in found.limits_ml)):
             if np.isfinite(value):
-                ax.axhline(value, color=_INK, linewidth=1, linestyle=dashes)
-                ax.annotate(f'{value:+.1f}'.replace('-', '\N{MINUS SIGN}'), (1.0, value), (0, 2), xycoords=('axes fraction', 'data'),
-                            textcoords='offset points', fontsize=6.5, color=_INK, ha='right', va='bottom')
-        low, high = found.bias_ci95_ml
-        told = f'bias {found.bias_ml:+.1f} mL' + (f' [{low:+.1f}, {high:+.1f}]' if np.isfinite(low) else '')
-        told = told.replace('-', '\N{MINUS SIGN}')
-        ax.set(xlabel=f'mean of both, mL (n = {len(found.mean_ml)})\n{told}', ylabel='difference, mL')
+                _level(ax, value, dashes)
+        about = f'mean of both, mL (n = {len(found.mean_ml)})\n{_bias_text(found)}'
+        ax.set(xlabel=about, ylabel='difference, mL')
         ax.margins(0.12)
     return figure
 
 # %% ../../nbs/63_evaluation.figures.ipynb #580dae16
+def _volume_line(ax: Axes, y: float, row: Mapping, ends: Sequence[float] | None,
+                 colour: str) -> None:
+    "Interval, reference and prediction of one case."
+    if ends is not None and np.isfinite(ends).all():
+        ax.plot(ends, [y] * 2, color=colour, linewidth=4, alpha=0.35, solid_capstyle='butt')
+    if 'volume_ref_ml' in row:
+        ax.plot([row['volume_ref_ml']] * 2, [y - 0.36, y + 0.36], color=_INK, linewidth=1.8)
+    ax.plot(row['volume_pred_ml'], y, 'o', color=colour, markersize=5, markeredgecolor=_INK,
+            markeredgewidth=0.4)
+
+# %% ../../nbs/63_evaluation.figures.ipynb #1c91c7dc
+def _volume_legend(figure: Picture) -> None:
+    "What dot, band and bar stand for."
+    marks = [Line2D([], [], marker='o', color=_INK, linewidth=0, markersize=5, label='predicted'),
+             Line2D([], [], color=_INK, linewidth=4, alpha=0.35, label='interval'),
+             Line2D([], [], marker='|', markeredgewidth=1.8, markersize=9, linewidth=0, color=_INK,
+                    label='reference')]
+    figure.legend(handles=marks, loc='outside lower right', ncols=3, frameon=False, fontsize=7,
+                  labelcolor=_INK)
+
+# %% ../../nbs/63_evaluation.figures.ipynb #5e0f9c2d
 def show_volumes(
     rows: Sequence[dict],  # of `score_case`, or with case, name, volume_pred_ml alone
-    intervals_ml: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,  # case -> region -> interval
+    intervals_ml: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,  # by case, region
     cases: Sequence[str] | None = None,  # which, from the top; None: all, worst first
     limit: int = 24,  # cases at most
 ) -> Picture:
     "Predicted volumes of every case, with intervals and references."
     names = list(worst_first(rows) if cases is None else cases)[:limit]
     table = {(r['case'], r['name']): r for r in rows}
-    figure, axes = chart([f'{r} volume, mL' for r in REGIONS], (9.0, 0.24 * len(names) + 0.9))
+    titles = [f'{r} volume, mL' for r in REGIONS]
+    figure, axes = chart(titles, (9.0, 0.24 * len(names) + 0.9))
     for ax, region in zip(axes, REGIONS):
         for line, case in enumerate(names):
-            row, ends = table[case, region], (intervals_ml or {}).get(case, {}).get(region)
-            if ends is not None and np.isfinite(ends).all():
-                ax.plot(ends, [-line] * 2, color=PALETTE[region], linewidth=4, alpha=0.35, solid_capstyle='butt')
-            if 'volume_ref_ml' in row:
-                ax.plot([row['volume_ref_ml']] * 2, [-line - 0.36, -line + 0.36], color=_INK, linewidth=1.8)
-            ax.plot(row['volume_pred_ml'], -line, 'o', color=PALETTE[region], markersize=5, markeredgecolor=_INK, markeredgewidth=0.4)
-        ax.set(yticks=[-n for n in range(len(names))], ylim=(-len(names) + 0.4, 0.6), xlim=(0, None))
+            ends = (intervals_ml or {}).get(case, {}).get(region)
+            _volume_line(ax, -line, table[case, region], ends, PALETTE[region])
+        ax.set(yticks=[-n for n in range(len(names))], ylim=(-len(names) + 0.4, 0.6),
+               xlim=(0, None))
         ax.set_yticklabels(names if region == 'WT' else [])
         ax.grid(axis='x', color=_INK, alpha=0.2, linewidth=0.6)
-    marks = [Line2D([], [], marker='o', color=_INK, linewidth=0, markersize=5, label='predicted'),
-             Line2D([], [], color=_INK, linewidth=4, alpha=0.35, label='interval'),
-             Line2D([], [], marker='|', markeredgewidth=1.8, markersize=9, linewidth=0, color=_INK, label='reference')]
-    figure.legend(handles=marks, loc='outside lower right', ncols=3, frameon=False, fontsize=7, labelcolor=_INK)
+    _volume_legend(figure)
     return figure
 
 # %% ../../nbs/63_evaluation.figures.ipynb #8ebe4420
@@ -179,7 +220,18 @@ def lesion_volumes_ml(
     pieces, _ = ndimage.label(mask[boxes[0]], np.ones((3, 3, 3)))
     return sorted((np.bincount(pieces.ravel())[1:] * geometry.voxel_ml).tolist(), reverse=True)
 
+# %% ../../nbs/63_evaluation.figures.ipynb #51d9892f
+def _lesion_bars(ax: Axes, ours: Sequence[float], theirs: Sequence[float], colour: str) -> None:
+    "Bars of the prediction, and of the reference without filling."
+    ax.bar(np.arange(len(ours)), ours, 0.62, color=colour, alpha=0.85, label='prediction')
+    ax.bar(np.arange(len(theirs)), theirs, 0.8, fill=False, edgecolor=_INK, linewidth=1.4,
+           label='reference')
+    n = max(len(ours), len(theirs), 1)
+    ax.set(xticks=range(n), xlim=(-0.6, max(n, 3) - 0.4))
+    ax.set_xticklabels(range(1, n + 1))
+    ax.set_yscale('symlog', linthresh=1)
 
+# %% ../../nbs/63_evaluation.figures.ipynb #375dc928
 def show_lesions(
     label: np.ndarray,  # canonical ids (X, Y, Z)
     geometry: Geometry,  # its grid
@@ -189,23 +241,21 @@ def show_lesions(
     "Volume of each lesion, by region."
     figure, axes = chart([f'{r}: volume of each lesion, mL' for r in REGIONS], (9.0, 2.2))
     for ax, (region, labels) in zip(axes, REGIONS.items()):
-        ours = lesion_volumes_ml(np.isin(label, labels), geometry)
-        theirs = [] if reference is None else lesion_volumes_ml(np.isin(reference, labels), geometry)
-        ax.bar(np.arange(len(ours[:limit])), ours[:limit], 0.62, color=PALETTE[region], alpha=0.85, label='prediction')
-        ax.bar(np.arange(len(theirs[:limit])), theirs[:limit], 0.8, fill=False, edgecolor=_INK, linewidth=1.4, label='reference')
-        counts = f'{len(ours)} predicted' + ('' if reference is None else f', {len(theirs)} reference')
-        n = max(len(ours[:limit]), len(theirs[:limit]), 1)
-        ax.set(xticks=range(n), xlim=(-0.6, max(n, 3) - 0.4), xlabel=f'rank by volume ({counts})')
-        ax.set_yscale('symlog', linthresh=1)
+        volumes = [[] if volume is None else lesion_volumes_ml(np.isin(volume, labels), geometry)
+                   for volume in (label, reference)]
+        ours, theirs = volumes
+        _lesion_bars(ax, ours[:limit], theirs[:limit], PALETTE[region])
+        counts = f'{len(ours)} predicted'
+        counts += '' if reference is None else f', {len(theirs)} reference'
+        ax.set_xlabel(f'rank by volume ({counts})')
         ax.set_ylim(0, 1.5 * max([*ours, *theirs, 0.7]))
-        ax.set_xticklabels(range(1, n + 1))
     return figure
 
 # %% ../../nbs/63_evaluation.figures.ipynb #b0123f47
 def cohort_confusion(
-    cases: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]],  # prediction, reference, brain (or None), a case
+    cases: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]],  # label, reference, brain
     over: str = 'tumour',  # 'tumour': union of both tumours of each case; 'brain'
-    normalise: str | None = 'rows',  # 'rows': of each reference label; 'columns': of each predicted one; None: counts
+    normalise: str | None = 'rows',  # 'rows': of each reference label; 'columns'; None: counts
 ) -> np.ndarray:  # (4, 4), rows reference, columns prediction
     "Voxel confusion of a cohort."
     if over not in ('tumour', 'brain'):
@@ -217,18 +267,24 @@ def cohort_confusion(
         counts += voxel_confusion(pred, ref, brain if over == 'brain' else None, None)
     return normalise_confusion(counts, normalise)
 
+# %% ../../nbs/63_evaluation.figures.ipynb #237a95bb
+def _cells(ax: Axes, matrix: np.ndarray) -> None:
+    "The shares of one matrix as colours and numbers."
+    ax.imshow(np.nan_to_num(matrix), cmap='Blues', vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(matrix):
+        text = 'none' if np.isnan(value) else f'{value:.1%}'
+        ax.text(column, row, text, ha='center', va='center', fontsize=7,
+                color='white' if value > 0.6 else '#24292f')
 
+# %% ../../nbs/63_evaluation.figures.ipynb #f7837729
 def show_confusion(
-    matrices: dict[str, np.ndarray],  # title -> (4, 4) shares of `voxel_confusion` or `cohort_confusion`
+    matrices: dict[str, np.ndarray],  # title -> (4, 4) shares of `voxel_confusion` or a cohort's
 ) -> Picture:
     "Confusion matrices, side by side: reference down, prediction across."
     figure, axes = chart(list(matrices), (max(3.2, 9 / len(matrices)) * len(matrices), 3.1))
-    names = [LABEL_NAMES[label].replace(' or necrotic core', '').replace(' tumour', '') for label in Label]
+    names = [LABEL_NAMES[i].replace(' or necrotic core', '').replace(' tumour', '') for i in Label]
     for ax, matrix in zip(axes, matrices.values()):
-        ax.imshow(np.nan_to_num(matrix), cmap='Blues', vmin=0, vmax=1)
-        for (row, column), value in np.ndenumerate(matrix):
-            text = 'none' if np.isnan(value) else f'{value:.1%}'
-            ax.text(column, row, text, ha='center', va='center', fontsize=7, color='white' if value > 0.6 else '#24292f')
+        _cells(ax, matrix)
         ax.set(xticks=range(4), yticks=range(4), xlabel='prediction', ylabel='reference')
         ax.set_xticklabels(names, rotation=20, ha='right')
         ax.set_yticklabels(names)

@@ -16,52 +16,51 @@ from scipy.spatial import cKDTree
 from ..core import REGIONS, InputError, Label
 
 # %% auto #0
-__all__ = ['Steps', 'LESION_WORST_MM', 'EmptyPolicy', 'WORST_MM', 'MEASURES', 'STRUCTURES', 'overlap', 'border', 'to_mm',
-           'voxel_mm3', 'surfel_areas', 'surfel_codes', 'surface_distances', 'hausdorff_and_mean_mm', 'surface_dice',
-           'surfel_hausdorff_mm', 'lesion_scores', 'score_mask', 'score_case', 'summarise', 'voxel_confusion',
-           'normalise_confusion']
+__all__ = ['Steps', 'LESION_WORST_MM', 'EmptyPolicy', 'WORST_MM', 'MEASURES', 'STRUCTURES', 'overlap', 'border', 'surfel_codes',
+           'to_mm', 'voxel_mm3', 'surfel_areas', 'surface_distances', 'hausdorff_and_mean_mm', 'surface_dice',
+           'surfel_hausdorff_mm', 'lesion_scores', 'score_mask', 'score_case', 'summarise', 'normalise_confusion',
+           'voxel_confusion']
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #b92ffb7d
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float('nan')
+
+
 def overlap(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape
 ) -> dict[str, float]:  # dice, sensitivity, precision; NaN where a denominator is 0
     "Overlap of two masks."
-    both, n_pred, n_ref = int(np.count_nonzero(pred & ref)), int(np.count_nonzero(pred)), int(np.count_nonzero(ref))
-    return {'dice': _ratio(2 * both, n_pred + n_ref), 'sensitivity': _ratio(both, n_ref), 'precision': _ratio(both, n_pred)}
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float('nan')
+    both, n_pred, n_ref = (int(np.count_nonzero(m)) for m in (pred & ref, pred, ref))
+    return {'dice': _ratio(2 * both, n_pred + n_ref), 'sensitivity': _ratio(both, n_ref),
+            'precision': _ratio(both, n_pred)}
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #c03c5a4d
 def border(
     mask: np.ndarray,  # bool, (x, y, z)
 ) -> np.ndarray:  # bool, same shape
-    "Voxels of a mask that touch, by a face, what is outside it; the edge of the array counts as outside."
+    "Voxels of a mask with a face to what is outside; the edge of the array counts as outside."
     m = np.pad(mask, 1)
     inner = m[2:, 1:-1, 1:-1] & m[:-2, 1:-1, 1:-1]
-    for neighbour in (m[1:-1, 2:, 1:-1], m[1:-1, :-2, 1:-1], m[1:-1, 1:-1, 2:], m[1:-1, 1:-1, :-2]):
+    for neighbour in (m[1:-1, 2:, 1:-1], m[1:-1, :-2, 1:-1],
+                      m[1:-1, 1:-1, 2:], m[1:-1, 1:-1, :-2]):
         inner &= neighbour
     return mask & ~inner
 
-# %% ../../nbs/60_evaluation.metrics.ipynb #2a178d32
-#: Normals of marching-cubes triangles, in eighths of a voxel face along x, y, z (signs do not matter for an area).
-_NORMALS: dict[str, tuple[int, int, int]] = {
-    'a': (0, 0, 4), 'b': (0, 2, 2), 'c': (0, 4, 0), 'd': (1, 1, 1), 'e': (2, 0, 2),
-    'f': (2, 2, 0), 'g': (2, 2, 2), 'h': (3, 3, 3), 'i': (4, 0, 0)}
+# %% ../../nbs/60_evaluation.metrics.ipynb #a06fc575
+def surfel_codes(
+    mask: np.ndarray,  # bool, (x, y, z)
+) -> np.ndarray:  # uint8, (x + 1, y + 1, z + 1)
+    "Which of the eight voxels around each corner are inside, as bits; 0 and 255 are no surface."
+    m = np.pad(mask, 1).view(np.uint8)
+    x, y, z = m.shape
+    codes = np.zeros((x - 1, y - 1, z - 1), np.uint8)
+    for bit, (i, j, k) in enumerate(np.ndindex(2, 2, 2)):
+        codes |= m[i:x - 1 + i, j:y - 1 + j, k:z - 1 + k] << np.uint8(7 - bit)
+    return codes
 
-#: The triangles of each neighbourhood code, 0 to 127; code 255 - n has those of n.
-_TRIANGLES: list[str] = (
-    '- d d ff d ee dd dgi d dd ee dgi ff dgi dgi ii d bb dd cdg dd adg ddd ddgg dd bbd dee bdeh dff bdfh ddgi '
-    'dgi d dd bb cdg dd dee bbd bdeh dd ddd adg ddgg dff ddgi bdfh dgi ff cdg cdg cc dff defh cddg cdg dff '
-    'cddg defh cdg ffff dff dff ff d dd dd dff bb adg bbd bdfh dd ddd dee ddgi cdg ddgg bdeh dgi ee adg dee '
-    'defh adg aa addg adg dee addg eeee dee defh adg dee ee dd ddd bbd cddg bbd addg bbbb bbd ddd dddd addg '
-    'ddd cddg ddd bbd dd dgi ddgg bdeh cdg bdfh adg bbd bb ddgi ddd dee dd dff dd dd d '
-).split()
-
-
-#: Voxel edges in mm; for a sheared grid the step along each axis in mm as a column, (3, 3): `Geometry.steps_mm`.
+# %% ../../nbs/60_evaluation.metrics.ipynb #35b42d55
+#: Voxel edges in mm; for a sheared grid the steps along each axis as columns: `Geometry.steps_mm`.
 Steps = Sequence[float] | np.ndarray
 
 
@@ -73,41 +72,52 @@ def to_mm(
     steps = np.asarray(steps_mm)
     return index * steps if steps.ndim == 1 else index @ steps.T
 
-
+# %% ../../nbs/60_evaluation.metrics.ipynb #bf3c4b0d
 def voxel_mm3(
     steps_mm: Steps,  # voxel edges, or steps of a sheared grid
 ) -> float:
     "Volume of a voxel."
     return float(np.prod(steps_mm) if np.ndim(steps_mm) == 1 else abs(np.linalg.det(steps_mm)))
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #36e5bf29
+#: Normals of marching-cubes triangles in eighths of a voxel face (signs do not matter for an area).
+_NORMALS: dict[str, tuple[int, int, int]] = {
+    'a': (0, 0, 4), 'b': (0, 2, 2), 'c': (0, 4, 0), 'd': (1, 1, 1), 'e': (2, 0, 2),
+    'f': (2, 2, 0), 'g': (2, 2, 2), 'h': (3, 3, 3), 'i': (4, 0, 0)}
 
+#: The triangles of each neighbourhood code, 0 to 127; code 255 - n has those of n.
+_TRIANGLES: list[str] = (
+    '- d d ff d ee dd dgi d dd ee dgi ff dgi dgi ii d bb dd cdg dd adg ddd ddgg dd bbd dee bdeh '
+    'dff bdfh ddgi dgi d dd bb cdg dd dee bbd bdeh dd ddd adg ddgg dff ddgi bdfh dgi ff cdg cdg '
+    'cc dff defh cddg cdg dff cddg defh cdg ffff dff dff ff d dd dd dff bb adg bbd bdfh dd ddd '
+    'dee ddgi cdg ddgg bdeh dgi ee adg dee defh adg aa addg adg dee addg eeee dee defh adg dee '
+    'ee dd ddd bbd cddg bbd addg bbbb bbd ddd dddd addg ddd cddg ddd bbd dd dgi ddgg bdeh cdg '
+    'bdfh adg bbd bb ddgi ddd dee dd dff dd dd d '
+).split()
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #5e72e80d
+def _normal_areas(steps_mm: tuple) -> dict[str, float]:
+    "Area in mm² of a triangle with each normal."
+    if np.ndim(steps_mm) == 1:
+        sx, sy, sz = steps_mm
+        faces = np.array([sy * sz, sx * sz, sx * sy]) / 8
+        areas = {name: float(np.linalg.norm(faces * n)) for name, n in _NORMALS.items()}
+    else:  # the table has lost the signs of its normals, which matter here: the mean over them
+        faces = np.linalg.det(steps_mm) * np.linalg.inv(steps_mm).T / 8
+        signs = np.array([(1, a, b) for a in (1, -1) for b in (1, -1)])
+        areas = {name: float(np.linalg.norm((signs * n) @ faces.T, axis=1).mean())
+                 for name, n in _NORMALS.items()}
+    return areas | {'-': 0.0}
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #0c0eac36
 @lru_cache
 def surfel_areas(
     steps_mm: tuple,  # voxel edges, or rows of the steps of a sheared grid
 ) -> np.ndarray:  # mm², float64, (256,)
     "Area of the surface that crosses a neighbourhood, by its code."
-    if np.ndim(steps_mm) == 1:
-        sx, sy, sz = steps_mm
-        faces = np.array([sy * sz, sx * sz, sx * sy]) / 8
-        area = {letter: float(np.linalg.norm(faces * n)) for letter, n in _NORMALS.items()} | {'-': 0.0}
-    else:  # the table has lost the signs of its normals, which matter here: the mean over them
-        faces = np.linalg.det(steps_mm) * np.linalg.inv(steps_mm).T / 8
-        signs = np.array([(1, a, b) for a in (1, -1) for b in (1, -1)])
-        area = {letter: float(np.linalg.norm((signs * n) @ faces.T, axis=1).mean()) for letter, n in _NORMALS.items()} | {'-': 0.0}
+    area = _normal_areas(steps_mm)
     half = [sum(area[letter] for letter in word) for word in _TRIANGLES]
     return np.array(half + half[::-1])
-
-
-def surfel_codes(
-    mask: np.ndarray,  # bool, (x, y, z)
-) -> np.ndarray:  # uint8, (x + 1, y + 1, z + 1)
-    "Which of the eight voxels around each corner are inside, as bits; 0 and 255 are no surface."
-    m = np.pad(mask, 1).view(np.uint8)
-    x, y, z = m.shape
-    codes = np.zeros((x - 1, y - 1, z - 1), np.uint8)
-    for bit, (i, j, k) in enumerate(np.ndindex(2, 2, 2)):
-        codes |= m[i:x - 1 + i, j:y - 1 + j, k:z - 1 + k] << np.uint8(7 - bit)
-    return codes
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #452d6ba5
 def surface_distances(
@@ -120,54 +130,51 @@ def surface_distances(
     distance = np.zeros(np.count_nonzero(source))
     apart = ~target[source]
     if apart.any():
-        tree = cKDTree(to_mm(np.argwhere(target), spacing_mm), balanced_tree=False, compact_nodes=False)
+        places = to_mm(np.argwhere(target), spacing_mm)
+        tree = cKDTree(places, balanced_tree=False, compact_nodes=False)
         points = to_mm(np.argwhere(source & ~target), spacing_mm)
         distance[apart] = tree.query(points, distance_upper_bound=limit_mm, workers=-1)[0]
     return distance
 
-
+# %% ../../nbs/60_evaluation.metrics.ipynb #becbaad7
 def hausdorff_and_mean_mm(
     pred: np.ndarray,  # bool, (x, y, z), not empty
     ref: np.ndarray,  # bool, same shape, not empty
     spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
     percentile: float = 95.0,  # 100 for the Hausdorff distance itself
 ) -> tuple[float, float]:  # mm
-    "The larger of the two directed percentiles, and the mean over both (ASSD), between border voxels."
+    "Between border voxels: the larger of the two directed percentiles, and the mean (ASSD)."
     a, b = border(pred), border(ref)
     there, back = surface_distances(a, b, spacing_mm), surface_distances(b, a, spacing_mm)
     furthest = max(np.percentile(there, percentile), np.percentile(back, percentile))
     return float(furthest), float((there.sum() + back.sum()) / (len(there) + len(back)))
 
-
+# %% ../../nbs/60_evaluation.metrics.ipynb #4a8506b8
 def _hashable(steps_mm: Steps) -> tuple:
-    return tuple(map(float, steps_mm)) if np.ndim(steps_mm) == 1 else tuple(tuple(map(float, row)) for row in steps_mm)
+    if np.ndim(steps_mm) == 1:
+        return tuple(map(float, steps_mm))
+    return tuple(tuple(map(float, row)) for row in steps_mm)
 
-
+# %% ../../nbs/60_evaluation.metrics.ipynb #c920e700
 def _surfels(
     pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, limit_mm: float = np.inf,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     "For each of the two surfaces: distance in mm to the other, and area, of its elements."
-    codes, table = [surfel_codes(m) for m in (pred, ref)], surfel_areas(_hashable(spacing_mm))
+    table, found = surfel_areas(_hashable(spacing_mm)), []
+    codes = [surfel_codes(m) for m in (pred, ref)]
     surfaces = [(c != 0) & (c != 255) for c in codes]
-    far = [not s.any() for s in surfaces[::-1]]  # nothing to measure to
-    return [(np.full(np.count_nonzero(own), np.inf) if lost else surface_distances(own, other, spacing_mm, limit_mm), table[code[own]])
-            for own, other, code, lost in zip(surfaces, surfaces[::-1], codes, far)]
+    for own, other, code in zip(surfaces, surfaces[::-1], codes):
+        if other.any():
+            distance = surface_distances(own, other, spacing_mm, limit_mm)
+        else:  # nothing to measure to
+            distance = np.full(np.count_nonzero(own), np.inf)
+        found.append((distance, table[code[own]]))
+    return found
 
-
+# %% ../../nbs/60_evaluation.metrics.ipynb #a7008d50
 def _share_within(surfels: list[tuple[np.ndarray, np.ndarray]], tolerance_mm: float) -> float:
-    right, total = (sum(a.sum() for a in areas) for areas in
-                    ([a[d <= tolerance_mm] for d, a in surfels], [a for _, a in surfels]))
-    return float(right / total)
-
-
-def _furthest(surfels: list[tuple[np.ndarray, np.ndarray]], percentile: float) -> float:
-    "The larger of the distances that so many percent of each surface, by area, stay within; inf where one is empty."
-    ends = [np.inf] if any(not len(d) for d, _ in surfels) else []
-    for distance, areas in surfels if not ends else ():
-        order = np.argsort(distance)
-        reached = np.searchsorted(np.cumsum(areas[order]) / areas.sum(), percentile / 100)
-        ends.append(distance[order[min(reached, len(order) - 1)]])
-    return float(max(ends))
+    right = sum(a.sum() for a in [a[d <= tolerance_mm] for d, a in surfels])
+    return float(right / sum(a.sum() for _, a in surfels))
 
 
 def surface_dice(
@@ -180,7 +187,17 @@ def surface_dice(
     limit = tolerance_mm * (1 + 1e-6) + 1e-9  # the search leaves out what is exactly at its limit
     return _share_within(_surfels(pred, ref, spacing_mm, limit), tolerance_mm)
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #a4ba2288
+def _furthest(surfels: list[tuple[np.ndarray, np.ndarray]], percentile: float) -> float:
+    "The distance that a percentage of each surface, by area, stays within; inf if one is empty."
+    ends = [np.inf] if any(not len(d) for d, _ in surfels) else []
+    for distance, areas in surfels if not ends else ():
+        order = np.argsort(distance)
+        reached = np.searchsorted(np.cumsum(areas[order]) / areas.sum(), percentile / 100)
+        ends.append(distance[order[min(reached, len(order) - 1)]])
+    return float(max(ends))
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #811ccf0f
 def surfel_hausdorff_mm(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape
@@ -191,107 +208,70 @@ def surfel_hausdorff_mm(
     return _furthest(_surfels(pred, ref, spacing_mm), percentile)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #2f2d6e42
+def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:
+    "The smallest box around a mask, and a margin within the array; one voxel if it is empty."
+    box = []
+    for axis, size in enumerate(mask.shape):
+        where = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        start, stop = (where[0] - margin, where[-1] + 1 + margin) if len(where) else (0, 1)
+        box.append(slice(max(0, start), min(size, stop)))
+    return tuple(box)
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #2540d531
 #: Distance in mm that the 2023 rule gives a lesion that was missed or invented.
 LESION_WORST_MM: float = 374.0
 
 _AROUND: np.ndarray = np.ones((3, 3, 3), bool)  # 26 neighbours
 
 
-def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:
-    "The smallest box around a mask, and some voxels more within the array; a single voxel if it is empty."
-    box = []
-    for axis, size in enumerate(mask.shape):
-        where = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(0, where[0] - margin), min(size, where[-1] + 1 + margin)) if len(where) else slice(0, 1))
-    return tuple(box)
-
-
-def _match(pred: np.ndarray, ref: np.ndarray, grow_vox: int) -> tuple[np.ndarray, np.ndarray, dict[int, list[int]], int]:
-    "Numbered grown lesions and parts of the prediction, the parts that touch each lesion, and how many touch none."
-    grown = ndimage.binary_dilation(ref, ndimage.generate_binary_structure(3, 2), grow_vox) if grow_vox else ref
-    (lesions, n_lesions), (parts, n_parts) = ndimage.label(grown, _AROUND), ndimage.label(pred, _AROUND)
+def _match(pred: np.ndarray, ref: np.ndarray,
+           grow_vox: int) -> tuple[np.ndarray, np.ndarray, dict[int, list[int]], int]:
+    "Grown lesions and predicted parts, numbered; parts of each lesion; how many touch none."
+    eighteen = ndimage.generate_binary_structure(3, 2)
+    grown = ndimage.binary_dilation(ref, eighteen, grow_vox) if grow_vox else ref
+    lesions, n_lesions = ndimage.label(grown, _AROUND)
+    parts, n_parts = ndimage.label(pred, _AROUND)
     both = (lesions > 0) & pred
-    pairs = np.divmod(np.unique(lesions[both].astype(np.int64) * (n_parts + 1) + parts[both]), n_parts + 1)
-    touching = {lesion: pairs[1][pairs[0] == lesion].tolist() for lesion in range(1, n_lesions + 1)}
+    codes = np.unique(lesions[both].astype(np.int64) * (n_parts + 1) + parts[both])
+    pairs = np.divmod(codes, n_parts + 1)
+    touching = {n: pairs[1][pairs[0] == n].tolist() for n in range(1, n_lesions + 1)}
     return lesions, parts, touching, n_parts - len(set(pairs[1].tolist()))
 
-
+# %% ../../nbs/60_evaluation.metrics.ipynb #a07b5382
 def lesion_scores(
     pred: np.ndarray,  # bool, (x, y, z)
     ref: np.ndarray,  # bool, same shape
     spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
-    grow_vox: int = 3,  # lesions that meet when grown by so much are one (gliomas 3, metastases 1)
+    grow_vox: int = 3,  # lesions that meet when grown by so much are one (metastases 1)
     min_mm3: float = 50.0,  # lesions up to this volume are not asked for (metastases 2)
-    whole_hd95_mm: float | None = None,  # of the two masks as they are, between surfels, where it is known already
-) -> dict[str, float]:  # lesion_dice, lesion_hd95_mm, and numbers of lesions, lesions_missed, lesions_invented
+    whole_hd95_mm: float | None = None,  # of the whole masks, between surfels, where it is known
+) -> dict[str, float]:  # lesion_dice, lesion_hd95_mm; lesions, lesions_missed, lesions_invented
     "Scores by the lesion, as in BraTS 2023."
     box = _box(pred | ref, grow_vox)
     pred, ref, scores, missed = pred[box], ref[box], [], 0
     lesions, parts, touching, invented = _match(pred, ref, grow_vox)
-    one_pair = len(touching) == 1 and not invented
+    known = len(touching) == 1 and not invented and whole_hd95_mm is not None
     for lesion, own_parts in touching.items():
         own = ref & (lesions == lesion)
         if np.count_nonzero(own) * voxel_mm3(spacing_mm) <= min_mm3:
             continue
         found = np.isin(np.arange(parts.max() + 1), own_parts)[parts]
-        around = _box(own | found)
-        known = one_pair and whole_hd95_mm is not None
-        hd95 = whole_hd95_mm if known else surfel_hausdorff_mm(found[around], own[around], spacing_mm)
+        near = _box(own | found)
+        hd95 = whole_hd95_mm if known else surfel_hausdorff_mm(found[near], own[near], spacing_mm)
         scores.append((overlap(found, own)['dice'], min(hd95, LESION_WORST_MM)))
         missed += not own_parts
-    dice, hd95 = np.mean([*scores, *[(0.0, LESION_WORST_MM)] * invented] or [(1.0, 0.0)], axis=0)
-    return {'lesion_dice': float(dice), 'lesion_hd95_mm': float(hd95), 'lesions': len(scores), 'lesions_missed': missed,
-            'lesions_invented': invented}
+    worst = [(0.0, LESION_WORST_MM)] * invented
+    dice, hd95 = np.mean([*scores, *worst] or [(1.0, 0.0)], axis=0)
+    return {'lesion_dice': float(dice), 'lesion_hd95_mm': float(hd95), 'lesions': len(scores),
+            'lesions_missed': missed, 'lesions_invented': invented}
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #c990a40b
 EmptyPolicy = Literal['brats', 'nan']
 
-#: Distance in mm given to a missed or invented region: the diagonal of BraTS' 240×240×155 mm volume.
+#: Distance in mm of a missed or invented region: the diagonal of BraTS' 240×240×155 mm volume.
 WORST_MM: float = 373.13
 
 _DISTANCES: tuple[str, ...] = ('hd95_mm', 'assd_mm')
-
-#: The measures of a row, in their order.
-MEASURES: tuple[str, ...] = ('dice', 'hd95_mm', 'assd_mm', 'nsd', 'sensitivity', 'precision',
-                             'lesion_dice', 'lesion_hd95_mm', 'volume_error_ml', 'volume_abs_error_ml')
-
-_COUNTS: tuple[str, ...] = ('lesions', 'lesions_missed', 'lesions_invented')
-_LESION_MARGIN = 3  # voxels that lesions are grown by
-
-
-def score_mask(
-    pred: np.ndarray,  # bool, (x, y, z)
-    ref: np.ndarray,  # bool, same shape
-    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
-    empty: EmptyPolicy = 'brats',  # what an empty mask is worth
-    tolerance_mm: float = 1.0,  # of the normalised surface Dice
-    distances: bool = True,  # surface measures and lesions too; they take most of the time
-) -> dict[str, float]:  # `MEASURES`, both volumes in mL, numbers of lesions, and 0/1 for missed and false_positive
-    "All measures of a predicted mask against its reference."
-    box = _box(pred | ref, _LESION_MARGIN)
-    pred, ref = pred[box], ref[box]
-    voxel_ml = voxel_mm3(spacing_mm) / 1000
-    volumes = {f'volume_{name}_ml': np.count_nonzero(m) * voxel_ml for name, m in (('pred', pred), ('ref', ref))}
-    error = volumes['volume_pred_ml'] - volumes['volume_ref_ml']
-    row = overlap(pred, ref) | (_surface_measures(pred, ref, spacing_mm, tolerance_mm) if distances else {})
-    if empty == 'brats':
-        row = _brats_values(row, bool(pred.any()), bool(ref.any()))
-    row |= {'volume_error_ml': error, 'volume_abs_error_ml': abs(error)}
-    row |= lesion_scores(pred, ref, spacing_mm, whole_hd95_mm=row.get('surfel_hd95_mm')) if distances else {}
-    outcome = {'missed': int(ref.any() and not (pred & ref).any()), 'false_positive': int(pred.any() and not ref.any())}
-    return {name: row[name] for name in (*MEASURES, *_COUNTS) if name in row} | volumes | outcome
-
-# %% ../../nbs/60_evaluation.metrics.ipynb #51c9be63
-def _surface_measures(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, tolerance_mm: float,
-) -> dict[str, float]:
-    "Surface measures; NaN where they are not defined."
-    if not (pred.any() and ref.any()):
-        one_is_empty = pred.any() or ref.any()
-        return {'hd95_mm': float('nan'), 'assd_mm': float('nan'), 'nsd': 0.0 if one_is_empty else float('nan')}
-    (hd95, assd), surfels = hausdorff_and_mean_mm(pred, ref, spacing_mm), _surfels(pred, ref, spacing_mm)
-    return {'hd95_mm': hd95, 'assd_mm': assd, 'nsd': _share_within(surfels, tolerance_mm),
-            'surfel_hd95_mm': _furthest(surfels, 95.0)}
 
 
 def _brats_values(row: dict[str, float], has_pred: bool, has_ref: bool) -> dict[str, float]:
@@ -301,11 +281,98 @@ def _brats_values(row: dict[str, float], has_pred: bool, has_ref: bool) -> dict[
     share, distance = (0.0, WORST_MM) if has_pred or has_ref else (1.0, 0.0)
     return {name: distance if name in _DISTANCES else share for name in row}
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #bcabff0d
+def _surface_measures(
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, tolerance_mm: float,
+) -> dict[str, float]:
+    "Surface measures; NaN where they are not defined."
+    if not (pred.any() and ref.any()):
+        nsd = 0.0 if pred.any() or ref.any() else float('nan')
+        return {'hd95_mm': float('nan'), 'assd_mm': float('nan'), 'nsd': nsd}
+    hd95, assd = hausdorff_and_mean_mm(pred, ref, spacing_mm)
+    surfels = _surfels(pred, ref, spacing_mm)
+    return {'hd95_mm': hd95, 'assd_mm': assd, 'nsd': _share_within(surfels, tolerance_mm),
+            'surfel_hd95_mm': _furthest(surfels, 95.0)}
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #0f550c5f
+#: The measures of a row, in their order.
+MEASURES: tuple[str, ...] = (
+    'dice', 'hd95_mm', 'assd_mm', 'nsd', 'sensitivity', 'precision',
+    'lesion_dice', 'lesion_hd95_mm', 'volume_error_ml', 'volume_abs_error_ml')
+
+_COUNTS: tuple[str, ...] = ('lesions', 'lesions_missed', 'lesions_invented')
+_LESION_MARGIN = 3  # voxels that lesions are grown by
+
+
+def _volumes(pred: np.ndarray, ref: np.ndarray, voxel_ml: float) -> dict[str, float]:
+    "Both volumes, and their difference with and without sign."
+    ours, theirs = (np.count_nonzero(m) * voxel_ml for m in (pred, ref))
+    return {'volume_pred_ml': ours, 'volume_ref_ml': theirs, 'volume_error_ml': ours - theirs,
+            'volume_abs_error_ml': abs(ours - theirs)}
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #8cb3ed29
+def score_mask(
+    pred: np.ndarray,  # bool, (x, y, z)
+    ref: np.ndarray,  # bool, same shape
+    spacing_mm: Steps,  # voxel edges, or steps of a sheared grid
+    empty: EmptyPolicy = 'brats',  # what an empty mask is worth
+    tolerance_mm: float = 1.0,  # of the normalised surface Dice
+    distances: bool = True,  # surface measures and lesions too; they take most of the time
+) -> dict[str, float]:  # `MEASURES`, volumes in mL, counts of lesions, 0/1 missed, false_positive
+    "All measures of a predicted mask against its reference."
+    box = _box(pred | ref, _LESION_MARGIN)
+    pred, ref = pred[box], ref[box]
+    row = overlap(pred, ref)
+    if distances:
+        row |= _surface_measures(pred, ref, spacing_mm, tolerance_mm)
+    if empty == 'brats':
+        row = _brats_values(row, bool(pred.any()), bool(ref.any()))
+    if distances:
+        row |= lesion_scores(pred, ref, spacing_mm, whole_hd95_mm=row.get('surfel_hd95_mm'))
+    row |= _volumes(pred, ref, voxel_mm3(spacing_mm) / 1000)
+    shown = (*MEASURES, *_COUNTS, 'volume_pred_ml', 'volume_ref_ml')
+    found, invented = (pred & ref).any(), pred.any() and not ref.any()
+    outcome = {'missed': int(ref.any() and not found), 'false_positive': int(invented)}
+    return {name: row[name] for name in shown if name in row} | outcome
+
 # %% ../../nbs/60_evaluation.metrics.ipynb #6b9fe2bf
 #: What is scored: the labels that make up each region and each single label.
-STRUCTURES: dict[str, tuple[Label, ...]] = REGIONS | {label.name.lower(): (label,) for label in Label if label}
+STRUCTURES: dict[str, tuple[Label, ...]] = (
+    REGIONS | {label.name.lower(): (label,) for label in Label if label})
 
 
+def _check_grid(pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, where: str) -> None:
+    "One grid, with a spacing that can be, or the error that says what is wrong."
+    if pred.shape != ref.shape or pred.ndim != 3:
+        raise InputError(f'{where}prediction has shape {pred.shape}, reference {ref.shape}; '
+                         'expected the same 3D grid')
+    steps = np.asarray(spacing_mm, dtype=float)
+    edges = steps.shape == (3,) and steps.min() > 0
+    sheared = steps.shape == (3, 3) and np.linalg.det(steps)
+    if not np.isfinite(steps).all() or not (edges or sheared):
+        raise InputError(f'{where}spacing is {tuple(spacing_mm)}, '
+                         'expected three positive numbers in mm')
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #4e9f8466
+def _check_labels(pred: np.ndarray, ref: np.ndarray, where: str) -> None:
+    "Canonical ids, or the error that says what is wrong."
+    for name, volume in (('prediction', pred), ('reference', ref)):
+        low, high = volume.min(), volume.max()
+        if low < 0 or high > max(Label):
+            raise InputError(f'{where}{name} holds {low} to {high}, '
+                             f'expected canonical ids 0 to {max(Label):d}')
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #2ad653c3
+def _check_options(empty: str, structures: Sequence[str]) -> None:
+    "Policy and structures, or the error that says what is wrong."
+    if empty not in ('brats', 'nan'):
+        raise InputError(f'empty: found {empty!r}, expected brats or nan')
+    unknown = [name for name in structures if name not in STRUCTURES]
+    if unknown:
+        known = ', '.join(STRUCTURES)
+        raise InputError(f'structures: found {unknown[0]!r}, expected some of {known}')
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #99ddb4d7
 def score_case(
     pred: np.ndarray,  # canonical ids, (X, Y, Z)
     ref: np.ndarray,  # canonical ids, same grid
@@ -313,58 +380,36 @@ def score_case(
     empty: EmptyPolicy = 'brats',  # what an empty mask is worth: 'brats' or 'nan'
     tolerance_mm: float = 1.0,  # of the normalised surface Dice
     distances: bool = True,  # surface measures and lesions too; they take most of the time
-    structures: Sequence[str] = tuple(STRUCTURES),  # keys of `STRUCTURES`, such as ('WT', 'TC', 'ET')
+    structures: Sequence[str] = tuple(STRUCTURES),  # keys of it, such as ('WT', 'TC', 'ET')
     case: str = '',  # name of the case, for the table
-) -> list[dict]:  # a row a structure: case, kind, name, measures, lesions, volumes, missed, false_positive
+) -> list[dict]:  # a row a structure: case, kind, name, and what `score_mask` finds
     "All measures of a label map against its reference, by region and by label."
-    pred, ref = _checked(pred, ref, spacing_mm, empty, structures, case)
+    pred, ref, where = np.asarray(pred), np.asarray(ref), f'case {case}: ' if case else ''
+    _check_grid(pred, ref, spacing_mm, where)
+    _check_labels(pred, ref, where)
+    _check_options(empty, structures)
     box = _box((pred > 0) | (ref > 0), _LESION_MARGIN)
     pred, ref, known, rows = pred[box], ref[box], {}, []
     for name in structures:
-        members = STRUCTURES[name]
-        if members not in known:  # ET and the label 'enhancing' are the same mask
-            masks = (np.isin(np.arange(len(Label)), members)[volume] for volume in (pred, ref))
-            known[members] = score_mask(*masks, spacing_mm, empty, tolerance_mm, distances)
-        rows.append({'case': case, 'kind': 'region' if name in REGIONS else 'label', 'name': name} | known[members])
+        labels, kind = STRUCTURES[name], 'region' if name in REGIONS else 'label'
+        if labels not in known:
+            masks = (np.isin(np.arange(len(Label)), labels)[volume] for volume in (pred, ref))
+            known[labels] = score_mask(*masks, spacing_mm, empty, tolerance_mm, distances)
+        rows.append({'case': case, 'kind': kind, 'name': name} | known[labels])
     return rows
 
-
-def _checked(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Steps, empty: str, structures: Sequence[str], case: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    "Both label maps as arrays, or the error that says what is wrong."
-    pred, ref, where = np.asarray(pred), np.asarray(ref), f'case {case}: ' if case else ''
-    if pred.shape != ref.shape or pred.ndim != 3:
-        raise InputError(f'{where}prediction has shape {pred.shape}, reference {ref.shape}; expected the same 3D grid')
-    steps = np.asarray(spacing_mm, dtype=float)
-    if not np.isfinite(steps).all() or not (steps.shape == (3,) and steps.min() > 0 or steps.shape == (3, 3) and np.linalg.det(steps)):
-        raise InputError(f'{where}spacing is {tuple(spacing_mm)}, expected three positive numbers in mm')
-    for name, volume in (('prediction', pred), ('reference', ref)):
-        if volume.min() < 0 or volume.max() > max(Label):
-            raise InputError(f'{where}{name} holds {volume.min()} to {volume.max()}, expected canonical ids 0 to {max(Label):d}')
-    if empty not in ('brats', 'nan'):
-        raise InputError(f'empty: found {empty!r}, expected brats or nan')
-    unknown = [name for name in structures if name not in STRUCTURES]
-    if unknown:
-        raise InputError(f'structures: found {unknown[0]!r}, expected some of {", ".join(STRUCTURES)}')
-    return pred, ref
-
 # %% ../../nbs/60_evaluation.metrics.ipynb #a65a3189
-def summarise(
-    rows: Sequence[dict],  # rows of `score_case`, of any number of cases
-    seed: int = 0,  # of the bootstrap
-    samples: int = 2000,  # bootstrap samples
-) -> dict[str, dict]:  # by structure: n, n_missed, n_false_positive, n_lesions..., and a measure's n, mean, median, ci95
-    "A cohort's numbers by region and label, misses included."
-    summary = {}
-    for name in dict.fromkeys(row['name'] for row in rows):
-        own = [row for row in rows if row['name'] == name]
-        counts = {f'n_{what}': sum(row[what] for row in own) for what in ('missed', 'false_positive', *_COUNTS) if what in own[0]}
-        measures = {m: _statistics(own, m, seed, samples) for m in MEASURES if m in own[0]}
-        summary[name] = {'kind': own[0]['kind'], 'n': len(own)} | counts | measures
-    return summary
+def _finite(value: float) -> float:
+    return float(value) if np.isfinite(value) else float('nan')
 
 
+def _median(values: np.ndarray) -> float:
+    "Median that knows infinity."
+    ordered, middle = np.sort(values), len(values) // 2
+    odd = len(values) % 2
+    return float(ordered[middle] if odd else (ordered[middle - 1] + ordered[middle]) / 2)
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #ab2f5f9b
 def _statistics(rows: Sequence[dict], measure: str, seed: int, samples: int) -> dict:
     "Mean, median and bootstrap interval of the mean."
     values = np.array([row[measure] for row in rows], dtype=float)
@@ -373,38 +418,29 @@ def _statistics(rows: Sequence[dict], measure: str, seed: int, samples: int) -> 
     values = values[~np.isnan(values)]
     if not len(values):
         return {'n': 0, 'mean': float('nan'), 'median': float('nan'), 'ci95': [float('nan')] * 2}
-    drawn = values[np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))].mean(axis=1)
+    picks = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
+    drawn = values[picks].mean(axis=1)
     ends = [_finite(v) for v in np.quantile(drawn, (0.025, 0.975), method='nearest')]
-    return {'n': len(values), 'mean': _finite(values.mean()), 'median': _finite(_median(values)), 'ci95': ends}
+    return {'n': len(values), 'mean': _finite(values.mean()),
+            'median': _finite(_median(values)), 'ci95': ends}
 
-
-def _median(values: np.ndarray) -> float:
-    "Median that knows infinity."
-    ordered, middle = np.sort(values), len(values) // 2
-    return float(ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
-
-
-def _finite(value: float) -> float:
-    return float(value) if np.isfinite(value) else float('nan')
+# %% ../../nbs/60_evaluation.metrics.ipynb #5139c7da
+def summarise(
+    rows: Sequence[dict],  # rows of `score_case`, of any number of cases
+    seed: int = 0,  # of the bootstrap
+    samples: int = 2000,  # bootstrap samples
+) -> dict[str, dict]:  # by structure: n, n_missed, ..., and a measure's n, mean, median, ci95
+    "A cohort's numbers by region and label, misses included."
+    summary = {}
+    for name in dict.fromkeys(row['name'] for row in rows):
+        own = [row for row in rows if row['name'] == name]
+        counted = [what for what in ('missed', 'false_positive', *_COUNTS) if what in own[0]]
+        counts = {f'n_{what}': sum(row[what] for row in own) for what in counted}
+        measures = {m: _statistics(own, m, seed, samples) for m in MEASURES if m in own[0]}
+        summary[name] = {'kind': own[0]['kind'], 'n': len(own)} | counts | measures
+    return summary
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #202bb29e
-def voxel_confusion(
-    pred: np.ndarray,  # canonical ids, (X, Y, Z)
-    ref: np.ndarray,  # canonical ids, same grid
-    within: np.ndarray | None = None,  # bool mask to count in; None for the union of both tumours
-    normalise: Literal['rows', 'columns'] | None = 'rows',  # 'rows': of each reference label; None: counts
-) -> np.ndarray:  # (4, 4), rows reference, columns prediction, float64 (int64 as counts)
-    "How many voxels of each label were taken for which."
-    pred, ref = np.asarray(pred), np.asarray(ref)
-    if pred.shape != ref.shape:
-        raise InputError(f'prediction has shape {pred.shape}, reference {ref.shape}; expected the same grid')
-    within = (pred > 0) | (ref > 0) if within is None else within
-    n = len(Label)
-    counts = sum(np.bincount(r[w].astype(np.int64) * n + p[w], minlength=n * n)  # slice by slice: eight bytes a voxel are many
-                 for r, p, w in zip(*(np.moveaxis(v, -1, 0) for v in (ref, pred, within))))
-    return normalise_confusion(counts.reshape(n, n), normalise)
-
-
 def normalise_confusion(
     counts: np.ndarray,  # (4, 4), of a case or summed over a cohort
     normalise: Literal['rows', 'columns'] | None = 'rows',  # what adds up to 1
@@ -416,3 +452,21 @@ def normalise_confusion(
         return counts
     total = counts.sum(axis=1 if normalise == 'rows' else 0, keepdims=True).astype(float)
     return np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #47906d78
+def voxel_confusion(
+    pred: np.ndarray,  # canonical ids, (X, Y, Z)
+    ref: np.ndarray,  # canonical ids, same grid
+    within: np.ndarray | None = None,  # bool mask to count in; None: the union of both tumours
+    normalise: Literal['rows', 'columns'] | None = 'rows',  # of each reference label; None: counts
+) -> np.ndarray:  # (4, 4), rows reference, columns prediction, float64 (int64 as counts)
+    "How many voxels of each label were taken for which."
+    pred, ref = np.asarray(pred), np.asarray(ref)
+    if pred.shape != ref.shape:
+        raise InputError(f'prediction has shape {pred.shape}, reference {ref.shape}; '
+                         'expected the same grid')
+    within, n = (pred > 0) | (ref > 0) if within is None else within, len(Label)
+    slices = zip(*(np.moveaxis(v, -1, 0) for v in (ref, pred, within)))  # saves eight bytes a voxel
+    counts = sum(np.bincount(r[w].astype(np.int64) * n + p[w], minlength=n * n)
+                 for r, p, w in slices)
+    return normalise_confusion(counts.reshape(n, n), normalise)

@@ -47,7 +47,7 @@ def coin_entropy(
     "Entropy of a yes/no question (Shannon 1948)."
     return (torch.special.entr(p) + torch.special.entr(1 - p)) / np.log(2)
 
-
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #d7b02f10
 def label_entropy(
     p: Tensor,  # probabilities that add up to 1 over dimension -4, (..., L, x, y, z)
 ) -> Tensor:  # bits in [0, log2 L], (..., 1, x, y, z)
@@ -65,10 +65,15 @@ def regions_to_label_probabilities(
     return torch.stack([1 - wt, wt - tc, tc - et, et], -4)
 
 # %% ../../nbs/64_evaluation.uncertainty.ipynb #9de8cd4a
-#: Channels of an uncertainty map: a coin for each region and label, and the question which of the four labels.
+#: Channels of an uncertainty map: each region, each label, and the question which of the labels.
 CHANNELS: tuple[str, ...] = (*REGIONS, *(label.name.lower() for label in Label), 'labels')
 
 
+def _entropies(regions: Tensor, labels: Tensor) -> Tensor:
+    "All entropies of a voxel, channels as in `CHANNELS`."
+    return torch.cat([coin_entropy(regions), coin_entropy(labels), label_entropy(labels)], -4)
+
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #95e132f1
 @dataclass
 class Doubt:
     "How sure a model is of every voxel, in model space."
@@ -90,38 +95,35 @@ class Doubt:
     def map(self, channel: str, part: str = 'total') -> Tensor:  # bits (x, y, z)
         "One map: of a region, a label or 'labels'; total, aleatoric or epistemic."
         if channel not in CHANNELS or part not in ('total', 'aleatoric', 'epistemic'):
-            raise InputError(f'no uncertainty map {channel!r}, {part!r}; expected one of {", ".join(CHANNELS)}, '
-                             'and total, aleatoric or epistemic')
+            raise InputError(f'no uncertainty map {channel!r}, {part!r}; expected one of '
+                             f'{", ".join(CHANNELS)}, and total, aleatoric or epistemic')
         return getattr(self, part)[CHANNELS.index(channel)]
 
-
-def _entropies(regions: Tensor, labels: Tensor) -> Tensor:
-    "All entropies of a voxel, channels as in `CHANNELS`."
-    return torch.cat([coin_entropy(regions), coin_entropy(labels), label_entropy(labels)], -4)
-
-
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #be88219d
 def _statistic(targets: str, temperature: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    "What is averaged over members: region and label probabilities and their entropies, 18 channels."
+    "What is averaged over members: region and label probabilities, and entropies; 18 channels."
     def statistic(p: Tensor) -> Tensor:
         raw = to_regions(p, targets)
         plain = all(t == 1 for t in temperature)
         regions = raw if plain else apply_temperature(raw, temperature)
-        labels = p if plain and targets == 'labels' else regions_to_label_probabilities(regions)
+        labels_known = plain and targets == 'labels'
+        labels = p if labels_known else regions_to_label_probabilities(regions)
         return torch.cat([raw, regions, labels, _entropies(regions, labels)], -4)
     return statistic
 
-
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #b341e103
 def predict_doubt(
     networks: nn.Module | Sequence[nn.Module],  # one, or an ensemble
     image: Tensor,  # float32 (4, x, y, z), model space
-    windows: Windows = Windows(),  # how it is looked at; flips are members too
+    windows: Windows = Windows(),  # sliding windows; flips are members too
     targets: str = 'regions',  # what the networks were trained on
     device: str | torch.device = 'cpu',  # where they run
     progress: Callable[[int, int], None] | None = None,  # called with windows done and in all
-    temperature: Sequence[float] = (1.0, 1.0, 1.0),  # of WT, TC, ET: each member's logits are divided by it
+    temperature: Sequence[float] = (1.0, 1.0, 1.0),  # of WT, TC, ET: divides each member's logits
 ) -> Doubt:
     "Probabilities and their uncertainty, in one pass over the windows."
-    mean = predict_probabilities(networks, image, windows, get_targets(targets).activation, device, progress,
+    activation = get_targets(targets).activation
+    mean = predict_probabilities(networks, image, windows, activation, device, progress,
                                  _statistic(targets, temperature)).cpu()
     raw, regions, labels, entropies = mean.split((3, 3, 4, len(CHANNELS)))
     regions, labels = regions.clamp(0, 1), labels.clamp(0, 1)
@@ -148,7 +150,16 @@ class QUBraTS:
         dice, ftp, ftn = self.areas
         return (dice + (1 - ftp) + (1 - ftn)) / 3
 
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #94050300
+def _check_uncertainty(pred: np.ndarray, ref: np.ndarray, u: np.ndarray, brain: np.ndarray) -> None:
+    "One grid, and an uncertainty between 0 and 100."
+    if not pred.shape == ref.shape == brain.shape == u.shape:
+        raise InputError(f'found shapes {pred.shape}, {ref.shape}, {u.shape}, {brain.shape}; '
+                         'expected the same grid')
+    if not (u.min() >= 0 and u.max() <= 100 + 1e-3):
+        raise InputError(f'uncertainty is {u.min():.3g} to {u.max():.3g}, expected 0 to 100')
 
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #c673ffff
 def qu_brats(
     pred: np.ndarray,  # bool, predicted region
     ref: np.ndarray,  # bool, same shape
@@ -158,13 +169,12 @@ def qu_brats(
 ) -> QUBraTS:
     "The uncertainty of one region, scored as in the QU-BraTS challenge."
     pred, ref, brain, u = (np.asarray(a) for a in (pred, ref, brain, uncertainty))
-    if not pred.shape == ref.shape == brain.shape == u.shape:
-        raise InputError(f'found shapes {pred.shape}, {ref.shape}, {u.shape}, {brain.shape}; expected the same grid')
-    if not (u.min() >= 0 and u.max() <= 100 + 1e-3):
-        raise InputError(f'uncertainty is {u.min():.3g} to {u.max():.3g}, expected 0 to 100')
+    _check_uncertainty(pred, ref, u, brain)
     thresholds = np.linspace(0, 100, points + 1)
-    index = np.searchsorted(thresholds, u, side='left').clip(max=points)  # first threshold that keeps the voxel
-    masks = {'both': pred & ref, 'either': pred ^ ref, 'tp': pred & ref & brain, 'tn': ~pred & ~ref & brain}
+    # the first threshold that keeps the voxel
+    index = np.searchsorted(thresholds, u, side='left').clip(max=points)
+    masks = {'both': pred & ref, 'either': pred ^ ref, 'tp': pred & ref & brain,
+             'tn': ~pred & ~ref & brain}
     left = {k: np.bincount(index[m], minlength=points + 1).cumsum() for k, m in masks.items()}
     size = 2 * left['both'] + left['either']
     dice = np.divide(2 * left['both'], size, out=np.ones(points + 1), where=size > 0)
@@ -196,7 +206,7 @@ def near_tumour(
         return brain
     return brain & (ndimage.distance_transform_edt(~union, sampling=spacing_mm) <= margin_mm)
 
-
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #8fbcbdab
 def validation_case(
     model: Model,  # of `load_model`
     case: Case,  # with its label
@@ -205,69 +215,87 @@ def validation_case(
     "Predict a labelled case, for `calibrate`."
     if case.label is None:
         raise InputError(f'case {case.id} has no label; expected a validation case with one')
-    seen = to_model_space(case, model.space)
-    p = predict_probabilities(model.networks, seen.image, model.windows, get_targets(model.targets).activation,
+    seen, activation = to_model_space(case, model.space), get_targets(model.targets).activation
+    p = predict_probabilities(model.networks, seen.image, model.windows, activation,
                               choose_device(device))
     p = to_regions(p, model.targets).cpu()
     truth, grid = labels_to_regions(seen.label[0].numpy()), seen.record.model
     brain = (seen.image != 0).any(0).numpy()
     within = near_tumour(np.stack([p[0].numpy() >= 0.5, truth[0]]), brain, grid.spacing_mm)
     label = label_by_rules(p, seen, rules_of(model))
-    volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x)) for x in (label, case.label)]
+    volumes = [tuple(float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(x))
+               for x in (label, case.label)]
     predicted = masks_by_rules(p, seen, rules_of(model))
     return Validation(p, predicted, truth, brain, within, grid.voxel_ml, *volumes)
 
 # %% ../../nbs/64_evaluation.uncertainty.ipynb #a88fcd60
+def _words_and_facts(case: Validation,
+                     calibration: Calibration) -> list[tuple[float, float, float]]:
+    "QU-BraTS score, Dice and expected Dice of each region."
+    cooled, rows = calibration.apply(case.regions), []
+    regions = zip(cooled, case.predicted, case.truth, calibration.presence)
+    for p, predicted, truth, presence in regions:
+        entropy = 100 * coin_entropy(p).clamp(0, 1).numpy()
+        qu = qu_brats(predicted, truth, entropy, case.brain)
+        expected = expected_dice(p, torch.from_numpy(predicted), case.voxel_ml, presence)
+        rows.append((qu.score, float(qu.dice[-1]), expected))
+    return rows
+
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #d6925869
 def score_doubt(
     calibration: Calibration,  # of `calibrate`
     cases: Sequence[Validation],  # the validation cases
-) -> Calibration:  # the same, with QU-BraTS scores and the expected Dice beside the Dice there is
+) -> Calibration:  # the same, with QU-BraTS scores, and the expected Dice beside the Dice
     "Score what a model says about itself."
     found = np.array([_words_and_facts(case, calibration) for case in cases])  # case, region, what
     qu, dice, expected = found.mean(0).T
     error = np.abs(found[..., 1] - found[..., 2]).mean(0)
+    names = ('qu_brats', 'dice', 'expected_dice', 'expected_dice_error')
     plain = (tuple(map(float, values)) for values in (qu, dice, expected, error))
-    return replace(calibration, **dict(zip(('qu_brats', 'dice', 'expected_dice', 'expected_dice_error'), plain)))
-
-
-def _words_and_facts(case: Validation, calibration: Calibration) -> list[tuple[float, float, float]]:
-    "QU-BraTS score, Dice and expected Dice of each region."
-    cooled, rows = calibration.apply(case.regions), []
-    for p, predicted, truth, presence in zip(cooled, case.predicted, case.truth, calibration.presence):
-        qu = qu_brats(predicted, truth, 100 * coin_entropy(p).clamp(0, 1).numpy(), case.brain)
-        rows.append((qu.score, float(qu.dice[-1]), expected_dice(p, torch.from_numpy(predicted), case.voxel_ml, presence)))
-    return rows
+    return replace(calibration, **dict(zip(names, plain)))
 
 # %% ../../nbs/64_evaluation.uncertainty.ipynb #c0e6c263
-def calibrate_model(
-    checkpoints: str | Path | Sequence[str | Path],  # one, or those of an ensemble; the first keeps the calibration
-    data: str | Path,  # a cohort with references
-    split: str | Path | None = None,  # split file that the model was trained with; None: the one of its run, or of the cohort
-    alpha: float = 0.1,  # share of cases whose volume may lie outside the interval
-    flips: Sequence[str] | None = None,  # mirrored copies to average over; None: as the model was validated
-    device: str = 'auto',  # where the networks run
-    say: Callable[[str], None] | None = None,  # gets a line a case
-    ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
-    failures: dict[str, str] | None = None,  # gets case -> error of those that fail; None: the first is raised
-    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
-) -> Calibration:
-    "Calibrate a model on the cases of a cohort that it was not trained on, and store that with it."
-    paths = [find_model(p) for p in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
+def _to_calibrate(checkpoints: str | Path | Sequence[str | Path],
+                  flips: Sequence[str] | None) -> tuple[Path, Model]:
+    "The checkpoint that keeps a calibration, and the model with the flips asked for."
+    several = [checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints
+    paths = [find_model(p) for p in several]
     if paths[0].suffix != '.ckpt':
-        raise InputError(f'{paths[0]}: expected a checkpoint of `train`, as the calibration is stored in it; models that come with the package '
+        raise InputError(f'{paths[0]}: expected a checkpoint of `train`, as the calibration is '
+                         'stored in it; models that come with the package '
                          'and exported ones stay as they are')
     model = load_model(paths)
     if flips is not None:
         model = replace(model, windows=replace(model.windows, tta_flips=tuple(flips)))
+    return paths[0], model
+
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #2630c556
+def calibrate_model(
+    checkpoints: str | Path | Sequence[str | Path],  # one, or an ensemble's; the first keeps it
+    data: str | Path,  # a cohort with references
+    split: str | Path | None = None,  # split file of the training; None: of its run, or the cohort
+    alpha: float = 0.1,  # share of cases whose volume may lie outside the interval
+    flips: Sequence[str] | None = None,  # mirrored copies to average; None: as it was validated
+    device: str = 'auto',  # where the networks run
+    say: Callable[[str], None] | None = None,  # gets a line a case
+    ref_schema: str | None = None,  # label schema of the references; None: what files or layout say
+    failures: dict[str, str] | None = None,  # gets case -> error; None: the first is raised
+    channels: str | None = None,  # the order of the channels of 4-D files, as for `find_cases`
+) -> Calibration:
+    "Calibrate a model on cases it was not trained on, and store that with it."
+    path, model = _to_calibrate(checkpoints, flips)
     studies, cases = studies_not_trained_on(model, data, split, failures, channels, say), []
     for number, study in enumerate(studies, 1):
         with failing_alone(study.id, failures):
             cases.append(validation_case(model, read_case(study, schema=ref_schema), device))
         if say:
-            say(f'[{number}/{len(studies)}] {study.id}' + (f': FAILED: {failures[study.id]}' if study.id in (failures or ()) else ''))
+            failed = study.id in (failures or ())
+            say(f'[{number}/{len(studies)}] {study.id}'
+                + (f': FAILED: {failures[study.id]}' if failed else ''))
     check_some_worked(failures or {}, len(cases) + len(failures or {}))
-    calibration = score_doubt(calibrate(cases, alpha, len(model.networks), model.windows.tta_flips), cases)
-    store_calibration(paths[0], calibration)
+    calibration = calibrate(cases, alpha, len(model.networks), model.windows.tta_flips)
+    calibration = score_doubt(calibration, cases)
+    store_calibration(path, calibration)
     return calibration
 
 # %% ../../nbs/64_evaluation.uncertainty.ipynb #1d605227
@@ -278,9 +306,10 @@ def expected_dices(
     presence: Sequence[float] = (1.0, 1.0, 1.0),  # of a calibration
 ) -> dict[str, float]:  # by region
     "Dice that a model expects of each region."
-    return {r: expected_dice(p, mask, voxel_ml, share) for r, p, mask, share in zip(REGIONS, regions, masks, presence)}
+    each = zip(REGIONS, regions, masks, presence)
+    return {r: expected_dice(p, mask, voxel_ml, share) for r, p, mask, share in each}
 
-
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #511f4015
 @dataclass
 class Assessment:
     "What a model says about a case, and how sure it is."
@@ -297,14 +326,17 @@ class Assessment:
         for region, ml in self.volumes_ml.items():
             low, high = self.intervals_ml.get(region, (ml, ml))
             within = f', {low:.1f} to {high:.1f}' if region in self.intervals_ml else ''
-            said.append(f'{region} {ml:.1f} mL{within}, expected Dice {self.expected_dice[region]:.2f}')
-        return f'Assessment({self.model_case.id}: {"; ".join(said)}; {"calibrated" if self.calibration else "not calibrated"})'
+            dice = f'expected Dice {self.expected_dice[region]:.2f}'
+            said.append(f'{region} {ml:.1f} mL{within}, {dice}')
+        said = '; '.join([*said, 'calibrated' if self.calibration else 'not calibrated'])
+        return f'Assessment({self.model_case.id}: {said})'
 
-    def native_map(self, channel: str, part: str = 'total') -> np.ndarray:  # bits, float32 (X, Y, Z)
+    def native_map(self, channel: str, part: str = 'total') -> np.ndarray:  # bits, (X, Y, Z)
         "An uncertainty map on the native grid."
-        return to_native(self.doubt.map(channel, part)[None], self.model_case.record)[0].numpy()
+        found = self.doubt.map(channel, part)[None]
+        return to_native(found, self.model_case.record)[0].numpy()
 
-
+# %% ../../nbs/64_evaluation.uncertainty.ipynb #65ef4d3e
 def assess_case(
     model: Model,  # of `load_model`
     case: Case,  # on its native grid
@@ -314,24 +346,29 @@ def assess_case(
 ) -> Assessment:
     "Segment a case and say how sure the model is."
     calibration = stored_calibration(model) if calibration is None else calibration
-    seen, temperature = to_model_space(case, model.space), calibration.temperature if calibration else (1.0, 1.0, 1.0)
-    doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets, choose_device(device), progress, temperature)
-    label = label_by_rules(doubt.raw, seen, rules_of(model))
-    volumes = {r: float(m.sum() * case.geometry.voxel_ml) for r, m in zip(REGIONS, labels_to_regions(label))}
+    seen, known = to_model_space(case, model.space), calibration or Calibration()
+    temperature = known.temperature if calibration else (1.0, 1.0, 1.0)
+    doubt = predict_doubt(model.networks, seen.image, model.windows, model.targets,
+                          choose_device(device), progress, temperature)
+    label, voxel_ml = label_by_rules(doubt.raw, seen, rules_of(model)), seen.record.model.voxel_ml
+    sizes = (float(m.sum() * case.geometry.voxel_ml) for m in labels_to_regions(label))
+    volumes = dict(zip(REGIONS, sizes))
     p = calibration.apply(doubt.raw) if calibration else doubt.raw
-    intervals = calibration.intervals_ml(volumes, p, seen.record.model.voxel_ml) if calibration else {}
+    intervals = calibration.intervals_ml(volumes, p, voxel_ml) if calibration else {}
     found = torch.tensor([v > 0 for v in volumes.values()]).reshape(3, 1, 1, 1)
     masks = torch.from_numpy(masks_by_rules(doubt.raw, seen, rules_of(model)))
-    dice = expected_dices(p, masks & found, seen.record.model.voxel_ml, (calibration or Calibration()).presence)
+    dice = expected_dices(p, masks & found, voxel_ml, known.presence)
     return Assessment(label, doubt, seen, volumes, intervals, dice, calibration)
 
 # %% ../../nbs/64_evaluation.uncertainty.ipynb #ba01ad16
 def show_uncertainty(
     case: Case,  # the case
     maps: dict[str, np.ndarray],  # title -> bits (X, Y, Z), native grid
-    label: np.ndarray | None = None,  # canonical ids (X, Y, Z); its WT is outlined, or the region that a title names
+    label: np.ndarray | None = None,  # canonical ids (X, Y, Z); outlined: WT, or titles' regions
     **options,  # of `show_maps`: planes, modality, at, width_in, ...
 ) -> Picture:
     "Uncertainty maps over a sequence, in the slice that holds most of each."
-    shown = {title: np.where((bits < 0.2) | ~case.brain, np.nan, bits) for title, bits in maps.items()}
-    return show_maps(case, shown, label=label, regions=tuple(REGIONS) if set(maps) & set(REGIONS) else ('WT',), **options)
+    shown = {title: np.where((bits < 0.2) | ~case.brain, np.nan, bits)
+             for title, bits in maps.items()}
+    regions = tuple(REGIONS) if set(maps) & set(REGIONS) else ('WT',)
+    return show_maps(case, shown, label=label, regions=regions, **options)
